@@ -1,0 +1,4 @@
+"""Alignment: which src weight elements each dest weight element is, found from what meets them and what follows."""
+
+from automap.align.solve import Solution as Solution
+from automap.align.solve import solve as solve

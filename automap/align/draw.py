@@ -1,0 +1,35 @@
+"""Draws weights for a match: near the given ones, but with no two alike, so that equal values mean equal weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from automap.canonical.flow import Flow
+
+_SPREAD = 0.2
+
+
+def draw_weights(flow: Flow, seed: int) -> Mapping[int, Tensor]:
+    """Return float64 values for flow's weights: each near its own value, zeros and ones told apart, signs kept."""
+    generator = torch.Generator().manual_seed(seed)
+    return {index: _drawn(weight.tensor.detach().double(), generator) for index, weight in flow.weights.items()}
+
+
+def own_weights(flow: Flow) -> Mapping[int, Tensor]:
+    """Return float64 copies of flow's weights as they are."""
+    return {index: weight.tensor.detach().double() for index, weight in flow.weights.items()}
+
+
+def _drawn(value: Tensor, generator: torch.Generator) -> Tensor:
+    if not value.numel():
+        return value
+    noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    if bool((value >= 0).all()) and bool((value > 0).any()):
+        return value * (1 + _SPREAD * noise.clamp(-3, 3)).abs() + 1e-3 * noise.abs() * value.mean()
+    scale = float(value.square().mean().sqrt())
+    if scale == 0:
+        scale = 1.0 if value.dim() < 2 else float(value[0].numel()) ** -0.5
+    return value + _SPREAD * scale * noise

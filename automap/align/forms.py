@@ -1,0 +1,177 @@
+"""Uses of weights in normal form: what a weight meets, told without the layout that each side has chosen.
+
+A linear use is `groups` of a matrix `(out, in, taps)` applied to columns; an elementwise use is a table that meets
+groups of numbers; a lookup is a table whose rows data chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automap.align.moments import moments
+from automap.canonical.flow import Flow, Node, Role
+
+Values = Callable[[int], Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearForm:
+    """One weight multiplied into one value.
+
+    `columns` holds the moments of what each input channel carries, `(groups, in, 3)`; `places` the position of each
+    weight element in the weight-side value, `(groups, out, in, taps)`; `channels` the output channel of each element of
+    the result. `geometry` is what else the op depends on, `count` over how many positions a column goes.
+    """
+
+    node: int
+    data: int
+    weight: int
+    kind: str
+    columns: Tensor
+    places: Tensor
+    count: int
+    channels: Tensor
+    geometry: tuple[Any, ...] = ()
+
+    @property
+    def groups(self) -> int:
+        """How many matrices there are."""
+        return self.places.shape[0]
+
+    @property
+    def width(self) -> int:
+        """How many output channels each matrix has."""
+        return self.places.shape[1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ElementForm:
+    """One table met elementwise: `meets` holds the moments of what each of its elements meets, `(elements, 3)`.
+
+    `places` are the positions of these elements in the weight-side value.
+    """
+
+    node: int
+    data: int
+    weight: int
+    kind: str
+    meets: Tensor
+    places: Tensor
+
+
+def matmul_form(flow: Flow, node: Node, weight: int, value: Values, *, is_repeated: bool) -> LinearForm:
+    """Return the form of `data @ weight` or `weight @ data`; is_repeated: every matrix of the stack is the same."""
+    position = node.operands.index(weight) if node.operands[0] != weight else 0
+    if node.operands[0] == node.operands[-1]:
+        position = 1
+    data = node.operands[1 - position] if len(node.operands) > 1 else node.operands[0]
+    x = value(data)
+    shape = flow[weight].shape
+    places = torch.arange(_size(shape)).view(shape)
+    if position == 1:  # (.., P, K) @ (.., K, N)
+        places = (places.unsqueeze(-1) if len(shape) == 1 else places).transpose(-1, -2)
+        channel = (
+            torch.arange(places.shape[-2]).expand(*node.shape[:-1], -1)
+            if len(shape) > 1
+            else torch.zeros(node.shape, dtype=torch.long)
+        )
+    else:  # (.., N, K) @ (.., K, P)
+        x = x.transpose(-1, -2) if x.dim() > 1 else x
+        channel = (
+            torch.arange(places.shape[-2]).unsqueeze(-1).expand(*node.shape)
+            if len(node.shape) > 1
+            else torch.arange(places.shape[-2])
+        )
+    places = places.reshape(-1, *places.shape[-2:], 1)
+    if is_repeated:
+        places = places[:1]
+    x = x.reshape(places.shape[0], -1, x.shape[-1])
+    return LinearForm(node.index, data, weight, "matmul", moments(x, (1,)), places, x.shape[1], channel)
+
+
+def convolution_form(flow: Flow, node: Node, weight: int, value: Values) -> LinearForm:
+    """Return the form of a convolution; a 1x1 one without stride is a product of matrices."""
+    data = node.args[0].index
+    x = value(data)
+    stride, padding, dilation, transposed, output_padding, groups = node.args[3:9]
+    shape = flow[weight].shape
+    taps = tuple(shape[2:])
+    places = torch.arange(_size(shape)).view(shape)
+    spatial = tuple(range(2, x.dim()))
+    channel_count = node.shape[1]
+    view = (1, -1, *[1] * len(taps))
+    channels = torch.arange(channel_count).view(view).expand(node.shape)
+    if transposed:  # (in, out / groups, *taps)
+        places = places.view(groups, shape[0] // groups, shape[1], -1).transpose(1, 2)
+    else:
+        places = places.view(groups, shape[0] // groups, shape[1], -1)
+    columns = moments(x, (0, *spatial)).view(groups, -1, 3)
+    count = x.numel() // x.shape[1]
+    plain = not transposed and groups == 1 and set(taps) <= {1} and set(stride) <= {1} and not any(padding)
+    geometry = (
+        () if plain else (taps, tuple(stride), tuple(padding), tuple(dilation), bool(transposed), tuple(output_padding))
+    )
+    return LinearForm(
+        node.index, data, weight, "matmul" if plain else "convolution", columns, places, count, channels, geometry
+    )
+
+
+def unfolded(form: LinearForm, node: Node, value: Values) -> LinearForm | None:
+    """Return a convolution as the product of matrices over its patches, or None where that is not one."""
+    if form.kind != "convolution" or form.groups != 1 or form.geometry[4] or form.places.shape[-1] == 1:
+        return None
+    taps, stride, padding, dilation = form.geometry[:4]
+    x = value(form.data)
+    if any(padding):
+        x = torch.nn.functional.pad(x, [p for p in reversed(padding) for _ in (0, 1)])
+    for axis, (size, step, spread) in enumerate(zip(taps, stride, dilation, strict=True)):
+        x = x.unfold(2 + axis, spread * (size - 1) + 1, step)[..., ::spread]
+    dims = (0, *range(2, 2 + len(taps)))  # batch and the patch grid; channels and taps stay
+    if x.numel() > 50_000_000:
+        return None
+    columns = moments(x, dims).reshape(1, -1, 3)
+    places = form.places.reshape(1, form.width, -1, 1)
+    return replace(
+        form, kind="matmul", columns=columns, places=places, count=x.numel() // columns.shape[1], geometry=()
+    )
+
+
+def element_form(
+    flow: Flow, node: Node, weight: int, value: Values, essential: tuple[tuple[int, ...], Tensor]
+) -> ElementForm | None:
+    """Return the form of an op that combines data and a weight-side value elementwise, or None if it does not.
+
+    essential is the weight-side value's shape without repetition, and the places of what remains of it.
+    """
+    others = [i for i in node.operands if i != weight]
+    if len(others) != 1 or flow[others[0]].role is Role.WEIGHT:
+        return None
+    x = value(others[0])
+    if not isinstance(x, Tensor) or not _meets(tuple(x.shape), flow[weight].shape, node.shape):
+        return None
+    shape, places = essential
+    x = x.expand(node.shape)
+    lead = len(node.shape) - len(shape)
+    dims = (*range(lead), *(lead + d for d, n in enumerate(shape) if n == 1 and node.shape[lead + d] != 1))
+    meets = moments(x, dims).reshape(-1, 3)
+    position = "" if node.op in ("add", "mul", "maximum", "minimum") else f".{node.operands.index(weight)}"
+    return ElementForm(node.index, others[0], weight, node.op + position, meets, places)
+
+
+def _meets(data: tuple[int, ...], weight: tuple[int, ...], result: tuple[int, ...]) -> bool:
+    try:
+        return torch.broadcast_shapes(data, weight) == torch.Size(result)
+    except RuntimeError:
+        return False
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size

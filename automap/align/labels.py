@@ -1,0 +1,60 @@
+"""Structural labels: what happens to a value afterwards, to a given depth, whatever the spelling of the layout.
+
+Labels only order the candidates that values leave open; they never decide.
+"""
+
+from __future__ import annotations
+
+from automap.canonical.flow import Flow, Node, Role
+from automap.canonical.rules.layout import MOVES
+
+DEPTH = 6
+_SILENT = (MOVES - {"cat", "stack"}) | {"cast"}
+
+
+def _is_silent(flow: Flow, node: Node) -> bool:
+    """Layout, and sums or products with a number or a weight, say nothing about the role of a value."""
+    if node.op in _SILENT:
+        return True
+    if node.op not in ("add", "mul", "div", "neg"):
+        return False
+    activations = [i for i in node.operands if flow[i].role is Role.ACTIVATION]
+    return len(activations) <= 1
+
+
+def _heard(flow: Flow) -> list[tuple[tuple[int, str], ...]]:
+    """For each node the ops that compute with it, with the operand's position, seen through silent ones."""
+    heard: list[tuple[tuple[int, str], ...]] = [()] * len(flow)
+    for index in range(len(flow) - 1, -1, -1):
+        found: list[tuple[int, str]] = []
+        for reader in flow.readers.get(index, ()):
+            node = flow[reader]
+            if _is_silent(flow, node):
+                found.extend(heard[reader])
+            else:
+                commutes = node.op in ("add", "mul")
+                positions = [p for p, operand in enumerate(node.operands) if operand == index]
+                found.extend((reader, node.op if commutes else f"{node.op}.{p}") for p in positions)
+        heard[index] = tuple(dict.fromkeys(found))
+    return heard
+
+
+def labels(flow: Flow) -> list[tuple[int, ...]]:
+    """Return for each node one label per depth; equal labels mean equal use to that depth."""
+    heard = _heard(flow)
+    current = [0] * len(flow)
+    found: list[tuple[int, ...]] = [()] * len(flow)
+    outputs = {index for _, index in flow.outputs}
+    for _ in range(DEPTH):
+        following = [0] * len(flow)
+        for index in range(len(flow)):
+            uses = tuple(sorted((name, current[reader]) for reader, name in heard[index]))
+            following[index] = hash((uses, index in outputs))
+        current = following
+        found = [(*labels, label) for labels, label in zip(found, current, strict=True)]
+    return found
+
+
+def similarity(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Return to what depth two labels agree."""
+    return sum(x == y for x, y in zip(a, b, strict=False))

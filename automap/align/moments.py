@@ -1,0 +1,107 @@
+"""Signatures of values that do not depend on how they are laid out, and matching by them.
+
+A group of numbers (a channel over all positions, say) is told by the mean of its first, second and third powers. With
+random weights, groups that are not the same thing differ in them; groups that are the same agree to rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: largest relative difference of moments taken for rounding, and for one thing computed slightly differently
+EXACT, CLOSE = 1e-9, 2e-4
+_TIE = 1e-11
+_HUGE = 1e8
+
+
+def clean(value: Tensor) -> Tensor:
+    """Return value as float64 with masks' infinities and huge numbers as zeros, complex numbers as pairs."""
+    if value.is_complex():
+        value = torch.view_as_real(value).sum(-1)
+    value = value.to(torch.float64)
+    return torch.where(value.abs() < _HUGE, value, torch.zeros_like(value))
+
+
+def moments(value: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return the mean of value, its square and its cube over dims: shape `(*rest, 3)`."""
+    value = clean(value)
+    square = value * value
+    powers = (value, square, square * value)
+    if not dims:
+        return torch.stack(powers, -1)
+    return torch.stack([p.mean(dims) for p in powers], -1)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return the largest relative difference between two tables of moments `(n, 3)`, row by row."""
+    if a.numel() == 0:
+        return 0.0
+    scale = torch.maximum(a.abs(), b.abs()) + 1e-3 * torch.maximum(a.abs().mean(0), b.abs().mean(0)) + 1e-12
+    return float(((a - b).abs() / scale).max())
+
+
+def _ranked(table: Tensor) -> Tensor:
+    """Rows in order of their moments; rows that agree to rounding keep their own order."""
+    key = table[:, 0]
+    order = torch.argsort(key, stable=True)
+    ordered = key[order]
+    scale = float(key.abs().mean()) + 1e-30
+    step = torch.cat([torch.zeros(1, dtype=torch.bool), (ordered[1:] - ordered[:-1]) > _TIE * scale])
+    group = torch.cumsum(step, 0)
+    within = torch.argsort(order, stable=True)  # position of each row in `order`
+    rank = torch.empty_like(group)
+    rank[order] = group
+    del within
+    return torch.argsort(rank, stable=True)
+
+
+def bijection(a: Tensor, b: Tensor, tolerance: float = EXACT) -> tuple[Tensor, float] | None:
+    """Return p and the distance such that row i of a is row p[i] of b, or None where the rows are not the same.
+
+    Rows that are equal on one side (dead channels) are matched in their own order.
+    """
+    if a.shape != b.shape:
+        return None
+    order_a, order_b = _ranked(a), _ranked(b)
+    off = distance(a[order_a], b[order_b])
+    if off <= tolerance:
+        found = torch.empty_like(order_a)
+        found[order_a] = order_b
+        return _natural(found, a, b, tolerance), off
+    return _nearest(a, b, tolerance) if tolerance > EXACT and len(a) <= 4096 else None
+
+
+def _natural(found: Tensor, a: Tensor, b: Tensor, tolerance: float) -> Tensor:
+    """The identity where that is as good: it is what equal rows mean, and the simplest plan."""
+    same = torch.arange(len(found))
+    return same if not torch.equal(found, same) and distance(a, b) <= min(tolerance, EXACT) else found
+
+
+def _nearest(a: Tensor, b: Tensor, tolerance: float) -> tuple[Tensor, float] | None:
+    scale = (a.abs().mean(0) + b.abs().mean(0)) / 2 + 1e-12
+    if distance(a, b) <= tolerance:
+        return torch.arange(len(a)), distance(a, b)
+    gaps = torch.cdist(a / scale, b / scale)
+    found = gaps.argmin(1)
+    if len(torch.unique(found)) != len(a):
+        return None
+    off = distance(a, b[found])
+    return (found, off) if off <= tolerance else None
+
+
+def injection(a: Tensor, b: Tensor, tolerance: float = EXACT) -> Tensor | None:
+    """Return for each row of a the first row of b that agrees with it, -1 where none does."""
+    order = torch.argsort(b[:, 0], stable=True)
+    keys = b[order, 0].contiguous()
+    scale = float(b[:, 0].abs().mean()) + 1e-12
+    low = torch.searchsorted(keys, (a[:, 0] - tolerance * (a[:, 0].abs() + scale)).contiguous())
+    found = torch.full((len(a),), -1)
+    floor = b.abs().mean(0) * 1e-3 + 1e-12
+    for step in range(4):
+        place = (low + step).clamp(max=len(keys) - 1)
+        candidate = order[place]
+        gap = (a - b[candidate]).abs() / (a.abs() + floor)
+        hit = (gap.max(1).values <= tolerance) & (found < 0)
+        found = torch.where(hit, candidate, found)
+    return found

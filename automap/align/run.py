@@ -1,0 +1,66 @@
+"""One side being computed: values of nodes as far as the weights behind them are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automap.canonical.evaluate import compute, widen
+from automap.canonical.flow import Flow, Role
+
+
+class Run:
+    """Values of a flow graph's nodes. Unknown weight elements are NaN, and what is made of them is unknown.
+
+    Mutable on purpose: the search fills in weights as it finds them, and takes them back.
+    """
+
+    def __init__(self, flow: Flow, weights: Mapping[int, Tensor]) -> None:
+        self.flow = flow
+        self.weights = dict(weights)
+        self._known: dict[int, Any] = {i: widen(t) for i, t in flow.constants.items()}
+        self._known |= {i: widen(t) for i, t in flow.inputs.items()}
+        self._made_of: dict[int, set[int]] = {}
+        leaves: dict[int, set[int]] = {}
+        for index, node in enumerate(flow.nodes):
+            if node.role is Role.WEIGHT:
+                leaves[index] = {index} if node.op == "weight" else set().union(*(leaves.get(i, set()) for i in node.operands))
+                for leaf in leaves[index]:
+                    self._made_of.setdefault(leaf, set()).add(index)
+
+    def knows(self, index: int) -> bool:
+        """Whether an activation's value was set."""
+        return index in self._known
+
+    def set(self, index: int, value: Any) -> None:
+        """Set a node's value."""
+        self._known[index] = value
+
+    def forget(self, index: int) -> None:
+        """Take a node's value back."""
+        self._known.pop(index, None)
+
+    def touch(self, leaf: int) -> None:
+        """Tell that a weight changed: what is made of it is computed anew."""
+        for index in self._made_of.get(leaf, ()):
+            self._known.pop(index, None)
+
+    def value(self, index: int) -> Any:
+        """Return a node's value; constants and weight-side values are computed when first asked for."""
+        if index in self._known:
+            return self._known[index]
+        if index in self.weights:
+            return self.weights[index]
+        node = self.flow[index]
+        assert node.function is not None, f"no value for node {index} ({node.op})"
+        value = compute(node, self.value)
+        self._known[index] = value
+        return value
+
+    def is_resolved(self, index: int) -> bool:
+        """Whether a weight-side value has no unknown element."""
+        value = self.value(index)
+        return not (isinstance(value, Tensor) and value.is_floating_point() and bool(torch.isnan(value).any()))

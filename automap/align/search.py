@@ -1,0 +1,374 @@
+"""Walks dest in order, gives every weight the src counterpart that meets the same values, and checks each guess.
+
+Where several counterparts fit, the likest is tried; the guess is confirmed when what follows is found in src again, and
+revised, alone or with others still open, when it is not.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from automap.align.assignment import Assignment
+from automap.align.candidates import (
+    Candidate,
+    Piece,
+    element_candidates,
+    linear_candidates,
+    lookup_candidates,
+    slot_candidates,
+    zero_candidate,
+)
+from automap.align.forms import ElementForm, LinearForm
+from automap.align.moments import CLOSE, EXACT, distance, moments
+from automap.align.table import Lookup, Side, Slot, Source, weight_operands
+from automap.canonical.evaluate import compute
+from automap.canonical.flow import Role
+
+Key = tuple[int, int, int]  # dest node, weight-side operand, piece
+
+
+@dataclass(slots=True)
+class Choice:
+    """A decision in dest: candidates in order of likeness, the one taken, whether what follows bears it out."""
+
+    key: Key
+    label: tuple[int, ...]
+    candidates: list[Candidate]
+    current: int = 0
+    is_confirmed: bool = False
+
+    @property
+    def taken(self) -> Candidate:
+        """The candidate in force."""
+        return self.candidates[self.current]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a node could not be computed: `nothing-meets` (its weight meets a value src does not have), `no-use` (src has
+    the value, but no weight that fits), or `output` (an output src does not give)."""
+
+    node: int
+    reason: str
+    weight: int | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the walk found."""
+
+    assignment: Assignment
+    choices: dict[Key, Choice]
+    stops: list[Stop]
+    partners: dict[int, int]
+    offs: dict[int, float]
+    poisoned: set[int]
+    matched_outputs: list[tuple[str, str, float]]
+    trials: int = 0
+
+
+@dataclass(slots=True)
+class Search:
+    """The walk over dest; mutable state of one match."""
+
+    src: Source
+    dest: Side
+    assignment: Assignment
+    choices: dict[Key, Choice] = field(default_factory=dict)
+    fresh: dict[int, frozenset[Key]] = field(default_factory=dict)
+    ripe: dict[int, frozenset[Key]] = field(default_factory=dict)
+    forced: dict[Key, tuple[object, ...]] = field(default_factory=dict)
+    taken: dict[tuple[object, ...], Key] = field(default_factory=dict)
+    learned: dict[tuple[object, object], int] = field(default_factory=dict)
+    poisoned: set[int] = field(default_factory=set)
+    stops: list[Stop] = field(default_factory=list)
+    partners: dict[int, int] = field(default_factory=dict)
+    offs: dict[int, float] = field(default_factory=dict)
+    found: dict[int, tuple[object, list[tuple[Piece, list[Candidate]]]]] = field(default_factory=dict)
+    trials: int = 0
+    seconds: float = 8.0
+
+    def walk(self, live: set[int], outputs: tuple[tuple[str, int], ...]) -> Outcome:
+        """Process every live node of dest in order, then its outputs."""
+        started = time.perf_counter()
+        for node in self.dest.flow.nodes:
+            if node.index not in live or node.role is not Role.ACTIVATION:
+                continue
+            stop = self._process(node.index)
+            if stop is not None and not (time.perf_counter() - started < self.seconds and self._repair(stop)):
+                self._give_up(stop)
+        matched = self._outputs(outputs)
+        return Outcome(self.assignment, self.choices, self.stops, self.partners, self.offs, self.poisoned, matched, self.trials)
+
+    # ------------------------------------------------------------------ one node
+    def _process(self, index: int) -> Stop | None:
+        node = self.dest.flow[index]
+        self._carry(index)
+        if node.op == "input":
+            return None
+        if any(i in self.poisoned for i in node.operands):
+            self.poisoned.add(index)
+            return None
+        self.poisoned.discard(index)
+        for weight in self._open_operands(index):
+            stop = self._resolve(index, weight)
+            if stop is not None:
+                return stop
+        self.dest.run.set(index, compute(node, self.dest.run.value))
+        return None
+
+    def _carry(self, index: int) -> None:
+        """Decisions behind a node: ripe once their value has met another one, before that nothing can bear them out."""
+        operands = [i for i in dict.fromkeys(self.dest.flow[index].operands) if self.dest.flow[i].role is Role.ACTIVATION]
+        fresh = frozenset().union(*(self.fresh.get(i, frozenset()) for i in operands))
+        ripe = frozenset().union(*(self.ripe.get(i, frozenset()) for i in operands))
+        if len(operands) > 1:
+            fresh, ripe = frozenset(), ripe | fresh
+        self.fresh[index], self.ripe[index] = fresh, ripe
+
+    def _open_operands(self, index: int) -> list[int]:
+        node = self.dest.flow[index]
+        found = [i for i in weight_operands(self.dest.flow, node) if not self.dest.run.is_resolved(i)]
+        return found
+
+    def _resolve(self, index: int, weight: int) -> Stop | None:
+        node = self.dest.flow[index]
+        operands = weight_operands(self.dest.flow, node)
+        is_table_data = len(operands) > 1 and len(operands) == len(node.operands) and weight == node.operands[0]
+        if node.op in ("matmul", "convolution") and not is_table_data:
+            form = self.dest.linear_form(node, weight)
+            chosen = self.dest.chosen_rows(form) if form is not None else None
+            if chosen is not None:
+                return self._decide(index, weight, 0, self.dest.labels[index], lookup_candidates(self.dest, self.src, chosen))
+            if form is not None:
+                return self._resolve_linear(form)
+        if node.op == "lookup" and weight == node.operands[0]:
+            return self._resolve_lookup(index, weight)
+        element = None if is_table_data else self._element(index, weight)
+        if element is not None:
+            return self._resolve_element(element)
+        slot = Slot(index, weight, node.op + (".data" if is_table_data else ""))
+        return self._decide(index, weight, 0, self.dest.labels[index], slot_candidates(self.dest, self.src, slot))
+
+    def _element(self, index: int, weight: int) -> ElementForm | None:
+        from automap.align.forms import element_form
+
+        return element_form(self.dest.flow, self.dest.flow[index], weight, self.dest.run.value, self.dest.essential(weight))
+
+    def _resolve_linear(self, form: LinearForm) -> Stop | None:
+        pieces = self._linear_candidates(form)
+        if not pieces:
+            reason = "no-use" if self.src.holds(self.dest.run.value(form.data)) else "nothing-meets"
+            return Stop(form.node, reason, form.weight)
+        self._confirm(form.data, max(c.off for _, options in pieces for c in options[:1]))
+        for number, (piece, options) in enumerate(pieces):
+            stop = self._decide(form.node, form.weight, number, piece.label, options)
+            if stop is not None:
+                return stop
+        return None
+
+    def _linear_candidates(self, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
+        """The candidates of a use, kept while what meets it stays the same."""
+        value = self.dest.run.value(form.data)
+        known = self.found.get(form.node)
+        if known is None or known[0] is not value:
+            known = (value, linear_candidates(self.dest, self.src, form))
+            self.found[form.node] = known
+        return known[1]
+
+    def _resolve_lookup(self, index: int, weight: int) -> Stop | None:
+        rows = self.dest.run.value(self.dest.flow[index].operands[1]).reshape(-1)
+        found = lookup_candidates(self.dest, self.src, Lookup(index, weight, rows))
+        return self._decide(index, weight, 0, self.dest.labels[index], found)
+
+    def _resolve_element(self, form: ElementForm) -> Stop | None:
+        found = element_candidates(self.dest, self.src, form)
+        found = [c for c in found if self._accepts(c)]
+        if found:
+            self._confirm(form.data, min(c.off for c in found))
+        else:
+            is_held = self.src.holds(self.dest.run.value(form.data))
+            slots = slot_candidates(self.dest, self.src, Slot(form.node, form.weight, self.dest.flow[form.node].op))
+            zeros = [zero_candidate(form, self.dest)] if form.kind == "add" else []
+            slots = sorted(slots, key=lambda c: -c.likeness)[:8]
+            found = [*zeros, *slots] if is_held else [*slots, *zeros]
+            if is_held:
+                found = [Candidate(c.claims, c.key, c.label, 100.0 if any(c is z for z in zeros) else c.likeness, c.off) for c in found]
+        return self._decide(form.node, form.weight, 0, self.dest.labels[form.node], found)
+
+    def _decide(self, index: int, weight: int, piece: int, label: tuple[int, ...], found: list[Candidate]) -> Stop | None:
+        """Take a candidate: the one forced by a trial, else the likest that nothing else has taken."""
+        key = (index, weight, piece)
+        ordered = sorted(found, key=lambda c: self._merit(c, label, key), reverse=True)
+        if key in self.forced:
+            ordered.sort(key=lambda c: c.key != self.forced[key])
+        while ordered and not self._accepts(ordered[0]):
+            del ordered[0]
+        if not ordered:
+            return Stop(index, "no-use", weight)
+        current = 0
+        choice = Choice(key, label, ordered, current)
+        self.choices[key] = choice
+        self.taken.setdefault(choice.taken.key, key)
+        for claim in choice.taken.claims:
+            self.assignment.take(claim, index)
+        self.partners[index] = next((k for k in choice.taken.key if isinstance(k, int)), -1)
+        if len(ordered) > 1:
+            self.fresh[index] = self.fresh[index] | {key}
+        return None
+
+    def _accepts(self, candidate: Candidate) -> bool:
+        return all(self.assignment.accepts(claim) for claim in candidate.claims)
+
+    def _merit(self, candidate: Candidate, label: tuple[int, ...], key: Key) -> tuple[float, ...]:
+        owner = self.taken.get(candidate.key)
+        is_free = owner is None or owner == key
+        return (float(is_free), float(self.learned.get((label, candidate.label), 0) > 0), candidate.likeness, -candidate.off)
+
+    def _confirm(self, index: int, off: float) -> None:
+        """What meets this weight is found in src: the decisions behind it are right."""
+        self.offs[index] = off
+        for key in self.ripe.get(index, ()):
+            choice = self.choices[key]
+            if not choice.is_confirmed:
+                choice.is_confirmed = True
+                pair = (choice.label, choice.taken.label)
+                self.learned[pair] = self.learned.get(pair, 0) + 1
+        self.ripe[index] = frozenset()
+
+    # ------------------------------------------------------------------ revising guesses
+    def _repair(self, stop: Stop) -> bool:
+        """Try other candidates for the open decisions behind a stop, likest first, until the stop goes away."""
+        keys = self._open_keys(stop)
+        if not keys:
+            return False
+        before = {key: self.choices[key].taken.key for key in keys}
+        started = time.perf_counter()
+        for trial in self._trials(keys):
+            self.trials += 1
+            if time.perf_counter() - started > self.seconds / 4:
+                break
+            if self._replay(stop, {**trial}) is None:
+                return True
+        self._replay(stop, before)
+        return False
+
+    def _open_keys(self, stop: Stop) -> list[Key]:
+        behind = frozenset().union(*(self.fresh.get(i, frozenset()) | self.ripe.get(i, frozenset()) for i in self._operands(stop)))
+        keys = [k for k in behind if k in self.choices and not self.choices[k].is_confirmed and len(self.choices[k].candidates) > 1]
+        return sorted(keys)[-10:]
+
+    def _operands(self, stop: Stop) -> tuple[int, ...]:
+        return (stop.node,) if stop.reason == "output" else (*self.dest.flow[stop.node].operands, stop.node)
+
+    def _trials(self, keys: list[Key], limit: int = 600) -> Iterator[dict[Key, tuple[object, ...]]]:
+        """Assignments of candidates to decisions, those that change least first, none taken twice."""
+        lists = [self.choices[key].candidates for key in keys]
+        start = tuple(self.choices[key].current for key in keys)
+        orders = [[start[n], *(i for i in range(len(c)) if i != start[n])][:24] for n, c in enumerate(lists)]
+        heap: list[tuple[int, tuple[int, ...]]] = [(0, tuple(0 for _ in keys))]
+        seen = {heap[0][1]}
+        given = 0
+        popped = 0
+        while heap and given < limit and popped < 60_000:
+            _, ranks = heapq.heappop(heap)
+            popped += 1
+            chosen = [lists[n][orders[n][r]] for n, r in enumerate(ranks)]
+            if len({c.key for c in chosen}) == len(chosen) and any(ranks):
+                given += 1
+                yield {key: c.key for key, c in zip(keys, chosen, strict=True)}
+            for n in range(len(keys)):
+                following = (*ranks[:n], ranks[n] + 1, *ranks[n + 1 :])
+                if following[n] < len(orders[n]) and following not in seen:
+                    seen.add(following)
+                    heapq.heappush(heap, (sum(following), following))
+
+    def _replay(self, stop: Stop, trial: dict[Key, tuple[object, ...]]) -> Stop | None:
+        """Compute again from the first decision of a trial to the stop, with the trial's candidates."""
+        affected = self._affected(trial, stop)
+        self.forced |= trial
+        self.assignment.undo(affected)
+        gone = {key for key in self.choices if key[0] in affected}
+        self.taken = {candidate: key for candidate, key in self.taken.items() if key not in gone}
+        for key in gone:
+            del self.choices[key]
+        for index in sorted(affected):
+            self.dest.run.forget(index)
+        for index in sorted(affected):
+            found = self._process(index)
+            if found is not None:
+                return found
+        return self._output_stop(stop.node) if stop.reason == "output" else None
+
+    def _affected(self, trial: dict[Key, tuple[object, ...]], stop: Stop) -> set[int]:
+        """The nodes between the decisions of a trial and the stop."""
+        needed = self.dest.flow.ancestors([stop.node])
+        found = {key[0] for key in trial}
+        for index in range(min(found), stop.node + 1):
+            node = self.dest.flow[index]
+            if index in needed and node.role is Role.ACTIVATION and any(i in found for i in node.operands):
+                found.add(index)
+        return found | {stop.node}
+
+    def _give_up(self, stop: Stop) -> None:
+        self.stops.append(stop)
+        self.poisoned.add(stop.node)
+
+    # ------------------------------------------------------------------ outputs
+    def _output_stop(self, index: int) -> Stop | None:
+        return None if self._output_partner(index) is not None else Stop(index, "output")
+
+    def _output_partner(self, index: int) -> tuple[str, float] | None:
+        """The src output that equals a dest output, and how far off it is."""
+        if index in self.poisoned:
+            return None
+        value = self.dest.run.value(index)
+        found = []
+        for path, other in self.src.flow.outputs:
+            theirs = self.src.run.value(other)
+            if isinstance(theirs, Tensor) and isinstance(value, Tensor) and theirs.numel() == value.numel():
+                found.append((path, relative_difference(theirs, value)))
+        best = min(found, key=lambda pair: pair[1], default=None)
+        return best if best is not None and best[1] <= CLOSE else None
+
+    def _outputs(self, outputs: tuple[tuple[str, int], ...]) -> list[tuple[str, str, float]]:
+        matched = []
+        for path, index in outputs:
+            if self.dest.flow[index].role is not Role.ACTIVATION and self.dest.flow[index].role is not Role.CONSTANT:
+                continue
+            partner = self._output_partner(index)
+            if partner is None and index not in self.poisoned:
+                stop = Stop(index, "output")
+                partner = self._output_partner(index) if self._repair(stop) else None
+            if partner is not None:
+                self._confirm(index, partner[1])
+                matched.append((partner[0], path, partner[1]))
+        return matched
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """Return the largest difference over the largest value, elements in order, else as sorted numbers; NaN as inf."""
+    if a.is_complex() or b.is_complex():
+        a, b = torch.view_as_real(a.to(torch.complex128)), torch.view_as_real(b.to(torch.complex128))
+    x, y = a.reshape(-1).to(torch.float64), b.reshape(-1).to(torch.float64)
+    if not len(x):
+        return 0.0
+    same = x == y
+    scale = float(torch.where(torch.isfinite(x), x.abs(), 0.0).max()) or 1.0
+    off = float(torch.where(same, 0.0, (x - y).abs()).max()) / scale
+    if a.shape != b.shape and off > EXACT:
+        gap = (x.sort().values - y.sort().values).abs()
+        off = min(off, float(gap.max()) / scale)
+    return off if off == off else float("inf")
+
+
+def values_agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two values hold the same numbers, in whatever order."""
+    dims = tuple(range(a.dim()))
+    return a.numel() == b.numel() and distance(moments(a, dims).view(1, 3), moments(b, tuple(range(b.dim()))).view(1, 3)) <= EXACT

@@ -1,0 +1,93 @@
+"""One match from beginning to end: both captures, both flow graphs, src computed, dest walked.
+
+Where dest's control flow depends on its weights, dest is captured again with what is known, until nothing more is found.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from automap.align.assignment import UNKNOWN, Assignment
+from automap.align.draw import draw_weights, own_weights
+from automap.align.search import Outcome, Search
+from automap.align.table import Side, Source
+from automap.canonical.fixed import fixed_buffers
+from automap.canonical.flow import Flow
+from automap.canonical.lower import lower
+from automap.capture import Capture, record
+from automap.capture.preserve import with_weights
+from automap.inputs import Inputs
+
+_ROUNDS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Both sides and what the walk found; `is_drawn` tells that src was computed on drawn weights, not its own."""
+
+    src: Source
+    dest: Side
+    outcome: Outcome
+    src_capture: Capture
+    dest_capture: Capture
+    is_drawn: bool
+    timings_s: Mapping[str, float]
+
+
+def solve(src: Capture, dest: Capture, dest_model: nn.Module | None, dest_inputs: Inputs, *, seed: int) -> Solution:
+    """Return what a walk over dest finds, on weights drawn from seed where src's control flow allows it."""
+    started = time.perf_counter()
+    src_flow = lower(src, fixed_buffers(src, dest))
+    lowered = time.perf_counter()
+    is_drawn = not src.is_data_dependent
+    with torch.no_grad():
+        source = Source(src_flow, draw_weights(src_flow, seed) if is_drawn else own_weights(src_flow))
+        computed = time.perf_counter()
+        side, outcome = _walk(source, dest, src)
+        for _ in range(_ROUNDS if dest.is_data_dependent and dest_model is not None else 0):
+            if not outcome.stops:
+                break
+            assert dest_model is not None
+            again = _captured_again(dest_model, dest_inputs, side, outcome)
+            following, found = _walk(source, again, src)
+            if _known(found) <= _known(outcome):
+                break
+            side, outcome, dest = following, found, again
+    timings = {"canonical": lowered - started, "compute": computed - lowered, "align": time.perf_counter() - computed}
+    return Solution(source, side, outcome, src, dest, is_drawn, timings)
+
+
+def _walk(source: Source, dest: Capture, src: Capture) -> tuple[Side, Outcome]:
+    flow = lower(dest, fixed_buffers(dest, src))
+    blank = {i: torch.full(tuple(w.tensor.shape), torch.nan, dtype=torch.float64) for i, w in flow.weights.items()}
+    side = Side(flow, blank)
+    search = Search(source, side, Assignment(side, source))
+    live = flow.ancestors([index for _, index in flow.outputs])
+    return side, search.walk(live, flow.outputs)
+
+
+def _known(outcome: Outcome) -> int:
+    return sum(int((ids != UNKNOWN).sum()) for ids in outcome.assignment.ids.values())
+
+
+def _captured_again(model: nn.Module, inputs: Inputs, side: Side, outcome: Outcome) -> Capture:
+    """Record dest with the weights found so far in place of its own, so that it takes the way src took."""
+    state: dict[str, Tensor] = {}
+    for leaf, weight in side.flow.weights.items():
+        ids = outcome.assignment.ids[leaf].view(weight.tensor.shape)
+        own = weight.tensor.detach()
+        value = torch.where(ids == UNKNOWN, own.double(), torch.nan_to_num(side.run.weights[leaf]))
+        state |= {name: value.to(own.dtype) for name in weight.names}
+    with with_weights(model, state):
+        found = record(model, inputs)
+    return replace(found, is_data_dependent=True)
+
+
+def flow_of(solution: Solution) -> tuple[Flow, Flow]:
+    """Return both flow graphs."""
+    return solution.src.flow, solution.dest.flow

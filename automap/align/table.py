@@ -1,0 +1,202 @@
+"""What src offers: every use of its weights in normal form, with the values that meet it on fresh random weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automap.align.forms import ElementForm, LinearForm, convolution_form, element_form, matmul_form, unfolded
+from automap.align.labels import labels
+from automap.align.moments import clean
+from automap.align.run import Run
+from automap.canonical.flow import Flow, Node, Ref, Role
+from automap.canonical.provenance import Numbering, Part, Trace, parts, traces
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place where a weight-side value enters an op other than by a product: joins, choices, tables as data."""
+
+    node: int
+    weight: int
+    op: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Rows of a table chosen by data: the numbers of the rows, flat."""
+
+    node: int
+    weight: int
+    rows: Tensor
+
+
+def weight_operands(flow: Flow, node: Node) -> tuple[int, ...]:
+    """Return the weight-side operands that an activation-valued node computes with."""
+    if node.role is not Role.ACTIVATION:
+        return ()
+    return tuple(dict.fromkeys(i for i in node.operands if flow[i].role is Role.WEIGHT))
+
+
+class Side:
+    """One side's flow graph with what both src and dest need of it: a run, labels, traces and parts."""
+
+    def __init__(self, flow: Flow, weights: Mapping[int, Tensor]) -> None:
+        self.flow = flow
+        self.run = Run(flow, weights)
+        self.labels = labels(flow)
+        self.numbering = Numbering.of(flow)
+        self._traces: dict[int, tuple[Trace, ...]] = {}
+        self._parts: dict[int, tuple[Part, ...]] = {}
+        self._essential: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+
+    def traces(self, index: int) -> tuple[Trace, ...]:
+        """Return the paths from stored weights to a weight-side node."""
+        if index not in self._traces:
+            self._traces[index] = traces(self.flow, self.numbering, index, self.run.value)
+        return self._traces[index]
+
+    def parts(self, form: LinearForm) -> tuple[Part, ...]:
+        """Return the parts of a linear use's output channels."""
+        if form.node not in self._parts:
+            if form.groups > 1 and form.kind == "convolution":
+                self._parts[form.node] = (Part(torch.arange(form.width), (), ()),)
+            else:
+                self._parts[form.node] = parts(self.flow, form.node, form.channels, self.run.value)
+        return self._parts[form.node]
+
+    def part_label(self, part: Part, form: LinearForm) -> tuple[int, ...]:
+        """Return one label per depth for what reads a part."""
+        if not part.readers:
+            return self.labels[form.node]
+        found = [hash(part.label)]
+        for depth in range(len(self.labels[form.node])):
+            found.append(hash(tuple(sorted((self.flow[r].op, p, self.labels[r][depth]) for r, p in part.readers))))
+        return tuple(found)
+
+    def linear_form(self, node: Node, weight: int) -> LinearForm | None:
+        """Return the linear form of a node's use of a weight-side operand, or None where it is not linear."""
+        if node.op == "convolution" and weight == node.args[1].index and node.args[0].index != weight:
+            return convolution_form(self.flow, node, weight, self.run.value)
+        if node.op == "matmul":
+            return matmul_form(self.flow, node, weight, self.run.value, is_repeated=self._is_repeated(weight))
+        return None
+
+    def essential(self, weight: int) -> tuple[tuple[int, ...], Tensor]:
+        """Return the shape of a weight-side value without repetition (broadcast dims as 1) and the places that remain."""
+        if weight not in self._essential:
+            shape = self.flow[weight].shape
+            places = torch.arange(math.prod(shape)).view(shape)
+            for dim in range(len(shape)):
+                found = self.traces(weight)
+                if shape[dim] > 1 and found and all(bool((t.ids == t.ids.narrow(dim, 0, 1)).all()) for t in found):
+                    places = places.narrow(dim, 0, 1)
+            self._essential[weight] = (tuple(places.shape), places.reshape(-1))
+        return self._essential[weight]
+
+    def _is_repeated(self, weight: int) -> bool:
+        """Whether a stack of matrices holds one matrix many times."""
+        shape = self.flow[weight].shape
+        if len(shape) < 3 or not self._passes_expand(weight):
+            return False
+        found = self.traces(weight)
+        return all(bool((t.ids == t.ids[:1]).all()) for t in found) and bool(found)
+
+    def chosen_rows(self, form: LinearForm) -> Lookup | None:
+        """Return a product with one-hot rows as the lookup it is, or None."""
+        x = self.run.value(form.data)
+        if form.groups != 1 or form.kind != "matmul" or self.flow[form.node].operands[1] != form.weight or self.flow[form.weight].op != "weight":
+            return None
+        x = x.reshape(-1, x.shape[-1])
+        if x.shape[-1] < 2 or bool(((x != 0) & (x != 1)).any()) or bool((x.sum(-1) != 1).any()):
+            return None
+        return Lookup(form.node, form.weight, x.argmax(-1))
+
+    def _passes_expand(self, weight: int) -> bool:
+        stack = [weight]
+        while stack:
+            node = self.flow[stack.pop()]
+            if node.op in ("expand", "repeat"):
+                return True
+            stack.extend(i for i in node.operands if self.flow[i].role is Role.WEIGHT)
+        return False
+
+
+class Source(Side):
+    """Src, computed in full: its uses by kind, and all values it ever holds."""
+
+    def __init__(self, flow: Flow, weights: Mapping[int, Tensor]) -> None:
+        super().__init__(flow, weights)
+        self.linear: list[LinearForm] = []
+        self.elements: dict[str, list[ElementForm]] = {}
+        self.lookups: list[Lookup] = []
+        self.slots: list[Slot] = []
+        for node in flow.nodes:
+            if node.role is Role.ACTIVATION and node.op != "input":
+                self.run.value(node.index)
+                self._file(node)
+            elif node.op == "index" and node.role is Role.WEIGHT and flow[node.operands[-1]].role is Role.CONSTANT:
+                rows = self.run.value(node.operands[-1])
+                if isinstance(node.args[1], Ref) and not rows.is_floating_point() and rows.dtype != torch.bool:
+                    self.lookups.append(Lookup(node.index, node.operands[0], rows.reshape(-1)))
+
+    def _file(self, node: Node) -> None:
+        operands = weight_operands(self.flow, node)
+        if len(operands) == len(node.operands) and node.op in ("matmul", "convolution"):
+            operands = operands[-1:]
+            self.slots.append(Slot(node.index, node.operands[0], node.op + ".data"))
+        for weight in operands:
+            form = self.linear_form(node, weight)
+            if form is not None:
+                self.linear.append(form)
+                chosen = self.chosen_rows(form)
+                if chosen is not None:
+                    self.lookups.append(chosen)
+            elif node.op == "lookup" and weight == node.operands[0]:
+                self.lookups.append(Lookup(node.index, weight, self.run.value(node.operands[1]).reshape(-1)))
+            else:
+                self.slots.append(Slot(node.index, weight, node.op))
+                element = element_form(self.flow, node, weight, self.run.value, self.essential(weight))
+                if element is not None:
+                    self.elements.setdefault(element.kind, []).append(element)
+
+    @cached_property
+    def patches(self) -> list[LinearForm]:
+        """The convolutions over patches, as products of matrices."""
+        found = (unfolded(form, self.flow[form.node], self.run.value) for form in self.linear)
+        return [form for form in found if form is not None]
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        """Every number that an activation holds, in order (at most 20 million of them)."""
+        found, total = [], 0
+        for node in self.flow.nodes:
+            if node.role is Role.ACTIVATION and self.run.knows(node.index) and total < 20_000_000:
+                value: Any = self.run.value(node.index)
+                if (
+                    isinstance(value, Tensor)
+                    and value.is_floating_point()
+                    and node.op not in ("reshape", "transpose", "permute")
+                ):
+                    found.append(clean(value).reshape(-1))
+                    total += value.numel()
+        return torch.cat(found).sort().values if found else torch.zeros(1, dtype=torch.float64)
+
+    def holds(self, value: Tensor, tolerance: float = 1e-9) -> bool:
+        """Whether a sample of value's numbers is found among src's activations."""
+        flat = clean(value).reshape(-1)
+        flat = flat[flat != 0]
+        sample = (
+            flat[torch.linspace(0, max(len(flat) - 1, 0), min(16, max(len(flat), 1))).long()] if len(flat) else flat
+        )
+        if not len(sample):
+            return True
+        place = torch.searchsorted(self.numbers, sample.contiguous()).clamp(1, len(self.numbers) - 1)
+        gap = torch.minimum((self.numbers[place] - sample).abs(), (self.numbers[place - 1] - sample).abs())
+        return bool((gap <= tolerance * (sample.abs() + 1e-9)).float().mean() >= 0.9)

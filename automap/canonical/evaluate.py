@@ -1,0 +1,26 @@
+"""Computes values of a flow graph in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automap.canonical.flow import Node, replace_refs
+
+
+def widen(value: Tensor) -> Tensor:
+    """Return value with floating-point numbers as float64 and complex ones as complex128."""
+    if value.is_floating_point():
+        return value.detach().to(torch.float64)
+    return value.detach().to(torch.complex128) if value.is_complex() else value.detach()
+
+
+def compute(node: Node, value_of: Callable[[int], Any]) -> Any:
+    """Return the value of an op node, its operands taken from value_of."""
+    assert node.function is not None
+    args = replace_refs(node.args, value_of)
+    kwargs = replace_refs(node.kwargs, value_of)
+    return node.function(*args, **kwargs)

@@ -1,0 +1,42 @@
+"""Tells buffers that are constants of the architecture (masks, coordinate tables) from buffers that are state.
+
+A buffer is fixed where it is only compared, never computed with, or where the other model holds the very same values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from automap.capture import Capture
+
+_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or"}
+_LAYOUT = {"slice", "view", "expand", "select", "unsqueeze", "squeeze", "_to_copy", "detach", "alias", "permute", "transpose", "clone"}
+
+
+def fixed_buffers(mine: Capture, other: Capture) -> frozenset[str]:
+    """Return the names of mine's buffers that are constants, given what the other model holds."""
+    nodes = {node.name: node for node in mine.graph.nodes}
+    theirs = [w.tensor for w in other.weights.values() if not w.is_parameter] + list(other.constants.values())
+    found = set()
+    for name, weight in mine.weights.items():
+        if not weight.is_parameter and (_is_only_compared(nodes[name]) or any(_holds_same(weight.tensor, t) for t in theirs)):
+            found.add(weight.name)
+    return frozenset(found)
+
+
+def _is_only_compared(node: fx.Node) -> bool:
+    if not node.users:
+        return False
+    for user in node.users:
+        name = str(user.target).removeprefix("aten.").split(".")[0]
+        if name not in _COMPARISONS and not (name in _LAYOUT and _is_only_compared(user)):
+            return False
+    return True
+
+
+def _holds_same(a: Tensor, b: Tensor) -> bool:
+    if a.numel() != b.numel() or a.numel() < 2 or not b.is_floating_point():
+        return False
+    x, y = a.detach().reshape(-1).double(), b.detach().reshape(-1).double()
+    return bool((x != x[0]).any()) and torch.equal(x.sort().values, y.sort().values)

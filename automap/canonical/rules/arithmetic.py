@@ -1,0 +1,135 @@
+"""Elementwise arithmetic: differences are sums with a negative, quotients by weights products with a reciprocal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from automap.canonical.flow import Ref, Role
+from automap.canonical.lower import Builder, aten, rule
+from automap.canonical.rules.linear import scaled
+
+
+def _out(builder: Builder) -> tuple[int, ...]:
+    return tuple(builder.origin.meta.get("shape", ())) if builder.origin is not None else ()
+
+
+@rule(aten.add.Tensor, aten.add.Scalar)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    factor = args[2] if len(args) > 2 else kwargs.get("alpha", 1)
+    other = args[1] * factor if not isinstance(args[1], Ref) else scaled(builder, args[1], factor)
+    return total(builder, args[0], other)
+
+
+def product(builder: Builder, left: Any, right: Any) -> Ref:
+    """`left * right`, a weight among the factors last: `x * (s * w)` is `(x * s) * w`."""
+    for data, scaled_data in ((left, right), (right, left)):
+        inner = weighted(builder, scaled_data)
+        if inner is not None and builder.role(data) is Role.ACTIVATION:
+            left, right = product(builder, data, inner[0]), inner[1]
+            break
+    return builder.add("mul", torch.mul, left, right, shape=_broadcast(builder, left, right))
+
+
+def weighted(builder: Builder, value: Any) -> tuple[Ref, Ref] | None:
+    """The factors `(s, w)` of a product of narrow data `s` (one number a row) with a weight `w`, or None."""
+    node = builder.nodes[value.index] if isinstance(value, Ref) else None
+    if node is None or node.op != "mul" or node.role is not Role.ACTIVATION or not all(isinstance(a, Ref) for a in node.args):
+        return None
+    for data, weight in (node.args, reversed(node.args)):
+        if builder.role(weight) is Role.WEIGHT and builder.role(data) is Role.ACTIVATION and builder.shape(data)[-1:] == (1,):
+            return data, weight
+    return None
+
+
+def total(builder: Builder, left: Any, right: Any) -> Ref:
+    """`left + right`, a weight that multiplies both taken out: `x * w + (b + y * w)` is `(x + y) * w + b`."""
+    for whole, rest in ((left, right), (right, left)):
+        factors = _factors(builder, whole)
+        for term, others in _terms(builder, rest) if factors is not None else ():
+            mine = _factors(builder, term)
+            if factors is not None and mine is not None and mine[1] == factors[1]:
+                common = product(builder, total(builder, factors[0], mine[0]), factors[1])
+                return common if others is None else total(builder, common, others)
+    return builder.add("add", torch.add, left, right, shape=_broadcast(builder, left, right))
+
+
+def _factors(builder: Builder, value: Any) -> tuple[Ref, Ref] | None:
+    node = builder.nodes[value.index] if isinstance(value, Ref) else None
+    if node is None or node.role is not Role.ACTIVATION or not all(isinstance(a, Ref) for a in node.args):
+        return None
+    if node.op == "neg":
+        inner = _factors(builder, node.args[0])
+        return None if inner is None else (builder.add("neg", torch.neg, inner[0], shape=builder.shape(inner[0])), inner[1])
+    if node.op == "mul" and builder.role(node.args[1]) is Role.WEIGHT and builder.role(node.args[0]) is Role.ACTIVATION:
+        return node.args[0], node.args[1]
+    return None
+
+
+def _terms(builder: Builder, value: Any) -> list[tuple[Any, Any]]:
+    """The terms of a sum, each with what is left of it."""
+    node = builder.nodes[value.index] if isinstance(value, Ref) else None
+    if node is None or node.role is not Role.ACTIVATION:
+        return []
+    inner = [(node.args[0], node.args[1]), (node.args[1], node.args[0])] if node.op == "add" else []
+    return [(value, None), *inner]
+
+
+def _broadcast(builder: Builder, left: Any, right: Any) -> tuple[int, ...]:
+    return tuple(torch.broadcast_shapes(builder.shape(left), builder.shape(right)))
+
+
+@rule(aten.sub.Tensor, aten.sub.Scalar)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    factor = args[2] if len(args) > 2 else kwargs.get("alpha", 1)
+    return total(builder, args[0], _negative(builder, args[1], factor))
+
+
+@rule(aten.rsub.Scalar, aten.rsub.Tensor)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    factor = args[2] if len(args) > 2 else kwargs.get("alpha", 1)
+    return builder.add("add", torch.add, _negative(builder, args[0], factor), args[1], shape=_out(builder))
+
+
+def _negative(builder: Builder, value: Any, factor: float = 1) -> Any:
+    if not isinstance(value, Ref):
+        return -value * factor
+    if factor != 1:
+        return scaled(builder, value, -factor)
+    return builder.add("neg", torch.neg, value, shape=builder.shape(value))
+
+
+@rule(aten.mul.Tensor, aten.mul.Scalar)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    return product(builder, args[0], args[1])
+
+
+@rule(aten.div.Tensor, aten.div.Scalar)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    value, divisor = args
+    if isinstance(divisor, Ref) and builder.role(divisor) is Role.WEIGHT:
+        divisor = builder.add("reciprocal", torch.reciprocal, divisor, shape=builder.shape(divisor))
+        return builder.add("mul", torch.mul, value, divisor, shape=_out(builder))
+    return builder.add("div", torch.div, value, divisor, shape=_out(builder))
+
+
+@rule(aten.addcmul.default)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    product = builder.add("mul", torch.mul, args[1], args[2], shape=_out(builder))
+    return builder.add("add", torch.add, scaled(builder, product, kwargs.get("value", 1)), args[0], shape=_out(builder))
+
+
+@rule(aten.glu.default)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    dim = args[1] if len(args) > 1 else -1
+    size = builder.shape(args[0])[dim] // 2
+    value = builder.add("slice", aten.slice.Tensor, args[0], dim, 0, size, shape=_out(builder))
+    gate = builder.add("slice", aten.slice.Tensor, args[0], dim, size, 2 * size, shape=_out(builder))
+    opened = builder.add("sigmoid", torch.sigmoid, gate, shape=_out(builder))
+    return builder.add("mul", torch.mul, value, opened, shape=_out(builder))
+
+
+@rule(aten.silu.default)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    return builder.add("silu", torch.nn.functional.silu, args[0], shape=_out(builder))

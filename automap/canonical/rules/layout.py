@@ -1,0 +1,111 @@
+"""Ops that only lay values out anew: one name each, multi-part results as separate values."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+
+from automap.canonical.flow import Ref
+from automap.canonical.lower import Builder, aten, rule
+
+#: canonical names of ops that move elements without changing them
+MOVES = {
+    "reshape", "permute", "transpose", "expand", "slice", "select", "cat", "stack", "squeeze", "unsqueeze", "index",
+    "index_select", "roll", "flip", "repeat", "as_strided", "as_strided_scatter", "constant_pad_nd", "unfold", "pixel_shuffle",
+    "pixel_unshuffle", "part", "diagonal", "gather", "slice_scatter", "select_scatter", "im2col", "copy",
+}  # fmt: skip
+
+
+def _out(builder: Builder) -> tuple[int, ...]:
+    return tuple(builder.origin.meta.get("shape", ())) if builder.origin is not None else ()
+
+
+@rule(
+    aten.detach.default,
+    aten.alias.default,
+    aten.lift_fresh.default,
+    aten.lift_fresh_copy.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.dropout.default,
+    aten.native_dropout.default,
+    aten.lift.default,
+)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0]
+
+
+@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.view_copy.default)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    if isinstance(args[0], Ref) and builder.shape(args[0]) == _out(builder):
+        return args[0]
+    return builder.add("reshape", torch.reshape, args[0], tuple(_out(builder)), shape=_out(builder))
+
+
+@rule(aten.t.default)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if len(builder.shape(args[0])) < 2:
+        return args[0]
+    return builder.add("transpose", torch.transpose, args[0], 0, 1, shape=_out(builder))
+
+
+@rule(aten.transpose.int)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    return builder.add("transpose", torch.transpose, *args, shape=_out(builder))
+
+
+@rule(aten.expand.default)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if builder.shape(args[0]) == _out(builder):
+        return args[0]
+    return builder.add("expand", torch.broadcast_to, args[0], tuple(_out(builder)), shape=_out(builder))
+
+
+@rule(aten.copy.default)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`dest.copy_(value)`: the value, in the shape of what it overwrites."""
+    if builder.shape(args[1]) == _out(builder):
+        return args[1]
+    return builder.add("expand", torch.broadcast_to, args[1], tuple(_out(builder)), shape=_out(builder))
+
+
+@rule(operator.getitem)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    whole, position = args
+    if isinstance(whole, tuple):
+        return whole[position]
+    return builder.add("part", operator.getitem, whole, position, shape=_out(builder))
+
+
+def _pieces(builder: Builder, value: Ref, dim: int, sizes: list[int]) -> tuple[Ref, ...]:
+    full = list(builder.shape(value))
+    parts, start = [], 0
+    for size in sizes:
+        shape = tuple(size if d == dim % len(full) else n for d, n in enumerate(full))
+        parts.append(builder.add("slice", aten.slice.Tensor, value, dim, start, start + size, shape=shape))
+        start += size
+    return tuple(parts)
+
+
+@rule(aten.split.Tensor, aten.unsafe_split.Tensor)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Ref, ...]:
+    value, step = args[0], args[1]
+    dim = args[2] if len(args) > 2 else 0
+    full = builder.shape(value)[dim]
+    return _pieces(builder, value, dim, [min(step, full - start) for start in range(0, full, step)])
+
+
+@rule(aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Ref, ...]:
+    return _pieces(builder, args[0], args[2] if len(args) > 2 else 0, list(args[1]))
+
+
+@rule(aten.unbind.int)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Ref, ...]:
+    value = args[0]
+    dim = (args[1] if len(args) > 1 else 0) % len(builder.shape(value))
+    shape = tuple(n for d, n in enumerate(builder.shape(value)) if d != dim)
+    count = builder.shape(value)[dim]
+    return tuple(builder.add("select", aten.select.int, value, dim, i, shape=shape) for i in range(count))

@@ -1,0 +1,84 @@
+"""The result of a capture: one torch.fx.Graph of ATen calls with named weights, constants and inputs as leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, fx, nn
+
+Method = Literal["dispatch", "export", "hooks"]
+Mode = Literal["real", "fake"]
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A parameter or persistent floating-point buffer: all its names (tied ones too), and the tensor itself.
+
+    `names[0]` is the first name in registration order; `in_state` are those that the state dict knows.
+    """
+
+    names: tuple[str, ...]
+    tensor: Tensor
+    is_parameter: bool
+    in_state: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name to show and to plan with: the first one that the state dict knows."""
+        return self.in_state[0] if self.in_state else self.names[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One recorded forward.
+
+    `graph` holds placeholders (inputs), get_attr nodes (weights and constants) and ATen calls. `weights` and
+    `constants` are keyed by the get_attr node's name; `inputs` by the placeholder's name, with the value given.
+    `outputs` pairs each path in the returned value with its node. `is_data_dependent` tells that Python control flow
+    read a value computed from the inputs, so that another run may take another path.
+    """
+
+    graph: fx.Graph
+    weights: Mapping[str, Weight]
+    constants: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[tuple[str, fx.Node], ...]
+    all_weights: tuple[Weight, ...]
+    model_name: str
+    method: Method = "dispatch"
+    mode: Mode = "real"
+    is_data_dependent: bool = False
+    elapsed_s: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def op_count(self) -> int:
+        """How many ATen calls were recorded."""
+        return sum(node.op == "call_function" for node in self.graph.nodes)
+
+
+def weights_of(model: nn.Module) -> tuple[Weight, ...]:
+    """Return every parameter and every persistent floating-point buffer of model once, with all its names."""
+    transient = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    in_state = set(model.state_dict(keep_vars=True).keys())
+    found: dict[int, tuple[list[str], Tensor, bool]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), ([], parameter, True))[0].append(name)
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name not in transient and buffer.is_floating_point() and buffer.layout.__str__() == "torch.strided":
+            found.setdefault(id(buffer), ([], buffer, False))[0].append(name)
+    return tuple(
+        Weight(tuple(names), tensor, is_parameter, tuple(n for n in names if n in in_state))
+        for names, tensor, is_parameter in found.values()
+    )
+
+
+def node_site(node: fx.Node) -> dict[str, Any]:
+    """Return the module path, file and line that ran node, as far as they were recorded."""
+    return {key: node.meta[key] for key in ("module_path", "file", "line") if key in node.meta}

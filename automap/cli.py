@@ -1,0 +1,323 @@
+"""The command line: the only place that prints and exits.
+
+`automap SRC DEST` is the main job and has no name; `trace`, `explain` and `apply` are named. Nothing heavy is imported
+before a command runs. Exit status: 0 complete and equal, 1 anything else, 2 usage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from automap.errors import AutomapError, FileError, InputError, MismatchError, OutputError, SpecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from automap.jobs import Job
+
+EPILOG = """Examples:
+
+automap timm:resnet50 hf:ResNetForImageClassification --sample-input 1x3x224x224
+
+automap timm:vit_base_patch16_224 "hf:ViTForImageClassification?layer_norm_eps=1e-6" -i 1x3x224x224 --out vit-hf
+
+automap old.py:Encoder new.py:Encoder -i ids=1x16:int64 --src-checkpoint run7.pt:model --plan plan.json
+
+A model is timm:NAME, hf:CLASS, hf:FOLDER, hf:HUB_ID, torchvision:NAME, FILE.py:FACTORY or PACKAGE.MODULE:FACTORY, each
+with ?key=value&... for its factory or config.
+
+Other commands: automap explain SRC DEST, automap trace MODEL, automap apply PLAN CHECKPOINT; each has --help.
+
+Exit status: 0 complete and equal, 1 anything else (no model and no plan is written), 2 usage."""
+
+USAGE_ERRORS = (SpecError, InputError, FileError, OutputError)
+
+
+class Capturing(StrEnum):
+    """Ways to record a forward."""
+
+    dispatch = "dispatch"
+    export = "export"
+    hooks = "hooks"
+
+
+class Verifying(StrEnum):
+    """How much to verify."""
+
+    quick = "quick"
+    default = "default"
+    thorough = "thorough"
+
+
+class TraceFormat(StrEnum):
+    """Forms of a trace."""
+
+    table = "table"
+    json = "json"
+    graphml = "graphml"
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"automap {version('automap-weights')}")
+        raise typer.Exit
+
+
+Src = Annotated[str, typer.Argument(metavar="SRC", help="The model that has the weights.", show_default=False)]
+Dest = Annotated[str, typer.Argument(metavar="DEST", help="The model that wants them.", show_default=False)]
+SampleInput = Annotated[
+    list[str],
+    typer.Option(
+        "--sample-input",
+        "-i",
+        metavar="INPUT",
+        help="What both are called with: 1x3x224x224, ids=1x16:int64, an image or text file, or tensors in .pt, .npy, "
+        ".safetensors. Repeat for several.",
+        show_default=False,
+    ),
+]
+DestInput = Annotated[
+    list[str] | None, typer.Option(metavar="INPUT", help="The same for DEST, where its signature differs.")
+]
+SrcOutput = Annotated[str | None, typer.Option(metavar="PATH", help="The output to compare: logits, 0.hidden, ...")]
+DestOutput = Annotated[str | None, typer.Option(metavar="PATH", help="The same for DEST.")]
+SrcCheckpoint = Annotated[
+    str | None, typer.Option(metavar="FILE[:KEYS]", help="Load these weights into SRC first (also a folder or index).")
+]
+Dtype = Annotated[str | None, typer.Option(help="Convert both models to this dtype first.")]
+Seed = Annotated[int, typer.Option(help="What random weights and inputs are drawn from.")]
+Pin = Annotated[list[str] | None, typer.Option(metavar="DEST=SRC", help="Decide one weight; checked. Repeatable.")]
+Capture = Annotated[Capturing, typer.Option(help="How to record the forward.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON, refused or not.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")]
+
+OutFolder = Annotated[Path | None, typer.Option(metavar="DIR", help="Write DEST with its weights to this folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there already.")]
+PlanFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the map of weights as JSON.")]
+Tolerance = Annotated[float | None, typer.Option(help="Largest relative difference of equal outputs.")]
+Verify = Annotated[Verifying, typer.Option(help="How much to verify.")]
+AllowDifferences = Annotated[
+    bool, typer.Option("--allow-differences", help="Write the weights also when the verdict is `differs`.")
+]
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model to run.", show_default=False)]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+commands = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line given (or the process's own) and exit."""
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    named = {command.name for command in commands.registered_commands}
+    run = commands if words[0] in named else app
+    run(args=words, prog_name="automap")
+    sys.exit(0)
+
+
+@app.command(epilog=EPILOG)
+def convert(
+    src: Src,
+    dest: Dest,
+    sample_input: SampleInput,
+    dest_input: DestInput = None,
+    src_output: SrcOutput = None,
+    dest_output: DestOutput = None,
+    src_checkpoint: SrcCheckpoint = None,
+    out: OutFolder = None,
+    overwrite: Overwrite = False,
+    plan: PlanFile = None,
+    json: JsonFile = None,
+    dtype: Dtype = None,
+    tolerance: Tolerance = None,
+    seed: Seed = 0,
+    verify: Verify = Verifying.default,
+    capture: Capture = Capturing.dispatch,
+    allow_differences: AllowDifferences = False,
+    pin: Pin = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    version: Version = False,
+) -> None:
+    """Carry the weights of SRC over to DEST: match both computations, place the weights, compare the outputs."""
+    with _clear_errors(debug):
+        _convert(_job(locals()), is_quiet=quiet)
+
+
+@commands.command("explain")
+def explain(
+    src: Src,
+    dest: Dest,
+    sample_input: SampleInput,
+    dest_input: DestInput = None,
+    src_output: SrcOutput = None,
+    dest_output: DestOutput = None,
+    src_checkpoint: SrcCheckpoint = None,
+    json: JsonFile = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    capture: Capture = Capturing.dispatch,
+    pin: Pin = None,
+    debug: Debug = False,
+) -> None:
+    """Say what differs between SRC and DEST; no weights are carried over."""
+    with _clear_errors(debug):
+        _explain(_job(locals()))
+
+
+@commands.command("trace")
+def trace(
+    model: Model,
+    sample_input: SampleInput,
+    form: Annotated[TraceFormat, typer.Option("--format", help="The form to print.")] = TraceFormat.table,
+    capture: Capture = Capturing.dispatch,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Print what is captured of one forward of MODEL."""
+    with _clear_errors(debug):
+        from automap import jobs
+        from automap.report.trace import trace_text
+
+        found = jobs.trace(model, words=tuple(sample_input), method=capture, seed=seed)
+        typer.echo(trace_text(found, form=form.value), nl=False)
+
+
+@commands.command("apply")
+def apply(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A file that --plan wrote.", show_default=False)],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A file, shard index or folder.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT", help="A .safetensors file or a folder.", show_default=False)
+    ],
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Send a CHECKPOINT of src through a saved PLAN and write the weights for dest."""
+    with _clear_errors(debug):
+        from automap import jobs
+
+        for line in jobs.apply_plan(plan, checkpoint, out, overwrite=overwrite):
+            if not quiet:
+                typer.echo(line)
+
+
+def _job(arguments: Mapping[str, Any]) -> Job:
+    """Return the Job that a command's arguments ask for: they have the names of its fields."""
+    from automap.jobs import Job
+
+    known = {field.name for field in fields(Job)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    values: dict[str, Any] = {name: value for name, value in given.items() if name in known and value is not None}
+    return Job(**values)
+
+
+def _convert(job: Job, *, is_quiet: bool) -> None:
+    from automap import jobs
+    from automap.report import build_report, print_report
+
+    with _progress("building both models", is_quiet):
+        sides = jobs.prepare(job)
+    with _progress("matching and verifying", is_quiet):
+        transfer = jobs.convert(job, sides)
+    if not is_quiet:
+        print_report(_console(), build_report(transfer, notes=sides.notes))
+    written = jobs.write_results(job, sides, transfer)
+    for line in () if is_quiet else written:
+        typer.echo(f"  {line}")
+    is_good = transfer.match.is_complete and transfer.is_equal
+    if not is_good and is_quiet:
+        _print_error("mismatch", f"the verdict is {transfer.match.verdict}, see the report without --quiet", None)
+    raise typer.Exit(0 if is_good else 1)
+
+
+def _explain(job: Job) -> None:
+    from automap import jobs
+    from automap.report import build_report, print_findings
+
+    with _progress("building both models", False):
+        sides = jobs.prepare(job)
+    with _progress("matching", False):
+        match = jobs.explain(job, sides)
+    print_findings(_console(), build_report(match, notes=sides.notes))
+    for line in jobs.write_json(job, sides, match):
+        typer.echo(f"  {line}")
+    raise typer.Exit(0 if match.is_complete else 1)
+
+
+@contextlib.contextmanager
+def _clear_errors(debug: bool) -> Iterator[None]:
+    """Print an error as one message and exit with its status; with debug, let it through as it is."""
+    if debug:
+        yield
+        return
+    _silence_libraries()
+    try:
+        yield
+    except MismatchError as problem:
+        _print_error(problem.slug, str(problem), problem.help)
+        raise typer.Exit(1) from None
+    except AutomapError as problem:
+        _print_error(problem.slug, str(problem), problem.help)
+        raise typer.Exit(2 if isinstance(problem, USAGE_ERRORS) else 1) from None
+    except KeyboardInterrupt:
+        _print_error("interrupted", "stopped before the end; nothing was written", None)
+        raise typer.Exit(130) from None
+    except (OSError, MemoryError) as problem:
+        _print_error("system", f"{type(problem).__name__}: {problem}", None)
+        raise typer.Exit(1) from None
+    except typer.Exit:
+        raise
+    except Exception as problem:
+        text = f"{type(problem).__name__}: {problem}"
+        _print_error("internal", text, "this is a fault of automap: run again with --debug and report it")
+        raise typer.Exit(1) from None
+
+
+def _print_error(slug: str, message: str, advice: str | None) -> None:
+    from rich.text import Text
+
+    console = _console(is_error=True)
+    console.print(Text.assemble((f"error[{slug}]", "bold red"), f": {message}"), soft_wrap=True, highlight=False)
+    if advice:
+        console.print(Text.assemble("   = ", ("help", "bold"), f": {advice}"), soft_wrap=True, highlight=False)
+
+
+def _console(*, is_error: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=is_error)
+
+
+def _progress(text: str, is_quiet: bool) -> contextlib.AbstractContextManager[Any]:
+    """Show what is going on while it goes on, where somebody can see it."""
+    console = _console(is_error=True)
+    return contextlib.nullcontext() if is_quiet or not console.is_terminal else console.status(f"{text} ...")
+
+
+def _silence_libraries() -> None:
+    """Keep the progress bars and warnings of model libraries out of the way."""
+    import os
+    import warnings
+
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,135 @@
+"""From an alignment to a plan: element numbers become expressions, weights that never ran are matched last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from automap.align.assignment import ONE, UNKNOWN, ZERO
+from automap.align.solve import Solution
+from automap.capture import Weight
+from automap.plan import ElementMap, Expr, Plan, Source, SourceTensor, build_expr
+from automap.results import Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A plan with the evidence for each of its names, and what it leaves alone on both sides.
+
+    `missing` are dest weights that reach a compared output and have no source, `idle` those that reach none.
+    """
+
+    plan: Plan
+    evidence: Mapping[str, Evidence]
+    missing: tuple[str, ...]
+    idle: tuple[str, ...]
+    unused: tuple[str, ...]
+    assumed: tuple[tuple[str, str], ...]
+    zero_filled: tuple[str, ...]
+
+
+def draft_plan(solution: Solution, reached: set[int]) -> Draft:
+    """Return the plan of a solution; reached are the dest nodes behind the outputs that agree."""
+    books = _Books(solution)
+    missing, idle = [], []
+    for leaf, weight in solution.dest.flow.weights.items():
+        ids = solution.outcome.assignment.ids[leaf]
+        is_unknown = ids == UNKNOWN
+        if leaf not in reached and bool(is_unknown.all()):
+            (missing if _is_wanted(solution, leaf) else idle).append(weight.name)
+        elif bool(is_unknown.all()):
+            missing.append(weight.name)
+        else:
+            books.enter(weight, ids.view(weight.tensor.shape), "proved" if leaf in reached else "aligned")
+    running = {w.name for w in solution.dest.flow.weights.values()}
+    fixed = {w.name for w in solution.dest_capture.weights.values()} - running
+    silent = [w for w in solution.dest_capture.all_weights if w.name not in running and w.name not in fixed]
+    assumed = books.guess([*silent, *(w for w in solution.dest.flow.weights.values() if w.name in idle)])
+    guessed = {name for name, _ in assumed}
+    kept = tuple(name for name in dict.fromkeys([*idle, *(w.name for w in silent)]) if name not in guessed)
+    plan = Plan(books.entries, solution.src_capture.model_name, solution.dest_capture.model_name)
+    return Draft(plan, books.evidence, tuple(missing), kept, books.unused(), assumed, tuple(books.zero_filled))
+
+
+def _is_wanted(solution: Solution, leaf: int) -> bool:
+    """Whether an undecided weight stands behind an output that no src output accounts for."""
+    return any(stop.reason != "output" for stop in solution.outcome.stops) and not solution.outcome.matched_outputs
+
+
+class _Books:
+    """Collects the entries of a plan."""
+
+    def __init__(self, solution: Solution) -> None:
+        self.solution = solution
+        self.entries: dict[str, Expr] = {}
+        self.evidence: dict[str, Evidence] = {}
+        self.zero_filled: list[str] = []
+        numbering = solution.src.numbering
+        weights = solution.src.flow.weights
+        self.sources = {
+            i: SourceTensor(weights[i].name, tuple(weights[i].tensor.shape), _dtype(weights[i].tensor), offset)
+            for i, offset in numbering.offsets.items()
+        }
+        self.used: set[str] = set()
+
+    def enter(self, weight: Weight, ids: Tensor, evidence: Evidence) -> None:
+        """Add the entries of one dest weight, under each of its names."""
+        ids = torch.where(ids == UNKNOWN, ZERO, ids)
+        if bool((ids == ZERO).all()):
+            self.zero_filled.append(weight.name)
+        expr = self._expression(weight, ids)
+        for name in weight.in_state:
+            self.entries[name] = expr
+            self.evidence[name] = evidence
+
+    def _expression(self, weight: Weight, ids: Tensor) -> Expr:
+        shape, dtype = tuple(weight.tensor.shape), _dtype(weight.tensor)
+        low, high = int(ids.min()), int(ids.max())
+        mine = [s for s in self.sources.values() if s.offset <= high and low < s.offset + _size(s.shape)]
+        touched = [s for s in mine if bool(((ids >= s.offset) & (ids < s.offset + _size(s.shape))).any())]
+        self.used |= {s.name for s in touched}
+        return build_expr(ElementMap(shape, dtype, ids, tuple(touched), (1.0,) if low <= ONE else ()))
+
+    def guess(self, weights: list[Weight]) -> tuple[tuple[str, str], ...]:
+        """Match weights that no compared output depends on by name and shape alone: only where one src weight fits."""
+        found = []
+        free = [w for w in self.solution.src_capture.all_weights if w.name not in self.used]
+        for weight in weights:
+            last = weight.name.rsplit(".", 2)[-2:]
+            alike = [w for w in free if w.tensor.shape == weight.tensor.shape and _endings(w.name, weight.name) >= len(last)]
+            alike = alike or [w for w in free if w.tensor.shape == weight.tensor.shape and _endings(w.name, weight.name) >= 1]
+            if len(alike) == 1 and weight.in_state and alike[0].in_state:
+                expr = Source(alike[0].name, tuple(alike[0].tensor.shape), _dtype(alike[0].tensor))
+                self.used.add(alike[0].name)
+                for name in weight.in_state:
+                    self.entries[name], self.evidence[name] = expr, "assumed"
+                found.append((weight.name, alike[0].name))
+        return tuple(found)
+
+    def unused(self) -> tuple[str, ...]:
+        """The src weights that nothing takes."""
+        return tuple(w.name for w in self.solution.src_capture.all_weights if w.name not in self.used)
+
+
+def _endings(a: str, b: str) -> int:
+    """How many dotted components two names end with in common."""
+    count = 0
+    for x, y in zip(reversed(a.split(".")), reversed(b.split(".")), strict=False):
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size

@@ -1,0 +1,131 @@
+"""What the stages hand to the user: Match (nothing applied yet) and Transfer (weights placed and verified)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from automap.findings import Finding
+from automap.plan import Plan
+
+Verdict = Literal["complete", "differs", "ambiguous", "impossible"]
+Evidence = Literal["proved", "aligned", "tested", "assumed"]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSummary:
+    """What was recorded of one model: `op_count` ATen calls by `method`, over `mode` tensors, in `elapsed_s` seconds."""
+
+    model: str
+    method: str
+    mode: str
+    op_count: int
+    weight_count: int
+    weight_size_bytes: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The weights of dest as expressions over src's, with what was found on the way.
+
+    `evidence` maps each dest name in the plan to how sure its expression is; `unused` are src names nothing takes;
+    `kept` are dest names that the plan leaves as they are (constants, counters, weights without effect).
+    """
+
+    plan: Plan
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+    evidence: Mapping[str, Evidence]
+    src_capture: CaptureSummary
+    dest_capture: CaptureSummary
+    unused: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every dest weight that runs has an expression and both sides compute the same."""
+        return self.verdict == "complete"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputParity:
+    """Two outputs compared: largest absolute and relative difference, and the tolerance (relative) it was held to."""
+
+    src_path: str
+    dest_path: str
+    shape: tuple[int, ...]
+    dtype: str
+    max_abs: float
+    max_rel: float
+    tolerance: float
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the difference is within tolerance (never true for NaN)."""
+        return self.max_rel <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class ParityCheck:
+    """One run of both models with the same input: what weights ("random" or "own"), what input, what came out."""
+
+    weights: Literal["random", "own"]
+    inputs: Literal["sample", "random"]
+    outputs: tuple[OutputParity, ...]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether there was something to compare and all of it agrees."""
+        return bool(self.outputs) and all(output.is_equal for output in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """All checks of one verification, the names of weights that no compared output depends on, and the test's power.
+
+    `input_sensitivity` is the relative change of the outputs under a fresh input; a value near zero means that the
+    comparison could not have failed.
+    """
+
+    checks: tuple[ParityCheck, ...]
+    unverifiable: tuple[str, ...] = ()
+    input_sensitivity: float | None = None
+    swaps_tried: int = 0
+    swaps_caught: int = 0
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every check was made and agrees."""
+        return bool(self.checks) and all(check.is_equal for check in self.checks)
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A match whose weights were placed in dest (unless refused), and the proof."""
+
+    match: Match
+    parity: Parity | None
+    evidence: Mapping[str, Evidence]
+    is_applied: bool
+    tolerance: float
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan:
+        """The match's plan."""
+        return self.match.plan
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the weights were placed and all compared outputs agree."""
+        return self.is_applied and self.parity is not None and self.parity.is_equal
+
+    @property
+    def report(self) -> str:
+        """The terminal report as plain text."""
+        from automap.report import render_text
+
+        return render_text(self)
