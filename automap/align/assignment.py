@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -44,10 +45,14 @@ class Assignment:
     src: Side
     ids: dict[int, Tensor] = field(default_factory=dict)
     journal: list[_Entry] = field(default_factory=list)
+    _leaves: list[int] = field(default_factory=list)
+    _starts: list[int] = field(default_factory=list)
     src_values: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     def __post_init__(self) -> None:
         """Start with nothing decided."""
+        self._leaves = list(self.dest.numbering.offsets)
+        self._starts = list(self.dest.numbering.offsets.values())
         leaves = [self.src.run.weights[i].reshape(-1) for i in self.src.numbering.offsets]
         self.src_values = torch.cat(leaves) if leaves else self.src_values
         for leaf, size in self.dest.numbering.sizes.items():
@@ -56,60 +61,7 @@ class Assignment:
     def take(self, claim: Claim, step: int) -> bool:
         """Carry a claim back to the stored weights on both sides; return whether anything became known."""
         learned = False
-        for target, source in self._paired(claim):
-            wanted = target.ids.reshape(-1)[claim.dest_places]
-            given = source.ids.reshape(-1)[claim.src_places] if source is not None else torch.full_like(wanted, ZERO)
-            given = torch.where(given < 0, torch.full_like(given, ZERO), given)
-            if source is None and claim.fill == 1.0:
-                given = torch.full_like(wanted, ONE)
-            learned = self._write(wanted, given, step) or learned
-        return learned
-
-    def accepts(self, claim: Claim) -> bool:
-        """Whether a claim gives each dest element one source only, and none that contradicts what is decided."""
-        if claim.src_value is None:
-            return True
-        for target, source in self._paired(claim):
-            wanted = target.ids.reshape(-1)[claim.dest_places]
-            given = source.ids.reshape(-1)[claim.src_places] if source is not None else torch.full_like(wanted, ZERO)
-            given = given.clamp(min=ZERO)
-            for leaf, start in self.dest.numbering.offsets.items():
-                mine = (wanted >= start) & (wanted < start + self.dest.numbering.sizes[leaf])
-                if not bool(mine.any()):
-                    continue
-                places, values = wanted[mine] - start, given[mine]
-                trial = self.ids[leaf].clone()
-                trial[places] = values
-                known = self.ids[leaf][places]
-                if bool((trial[places] != values).any()) or bool(((known != UNKNOWN) & (known != values)).float().mean() > 0.5):
-                    return False
-        return True
-
-    def _paired(self, claim: Claim) -> list[tuple[Trace, Trace | None]]:
-        """Pair the paths of both sides: by the ops on them, else in order."""
-        targets = list(self.dest.traces(claim.dest_value))
-        if claim.src_value is None:
-            return [(target, None) for target in targets[:1]]
-        sources = list(self.src.traces(claim.src_value))
-        found: list[tuple[Trace, Trace | None]] = []
-        for target in targets:
-            same = next((s for s in sources if s.path == target.path), None)
-            if same is not None:
-                sources.remove(same)
-            found.append((target, same))
-        for position, (target, source) in enumerate(found):
-            if source is None and sources:
-                found[position] = (target, sources.pop(0))
-        return found
-
-    def _write(self, wanted: Tensor, given: Tensor, step: int) -> bool:
-        learned = False
-        for leaf, start in self.dest.numbering.offsets.items():
-            size = self.dest.numbering.sizes[leaf]
-            mine = (wanted >= start) & (wanted < start + size)
-            if not bool(mine.any()):
-                continue
-            places, values = wanted[mine] - start, given[mine]
+        for leaf, places, values in self._carried(claim):
             fresh = self.ids[leaf][places] == UNKNOWN
             if bool(fresh.any()):
                 places, values = places[fresh], values[fresh]
@@ -118,6 +70,70 @@ class Assignment:
                 self._refresh(leaf)
                 learned = True
         return learned
+
+    def accepts(self, claim: Claim) -> bool:
+        """Whether a claim gives each dest element one source only, and none that contradicts what is decided."""
+        if claim.src_value is None:
+            return True
+        for leaf, places, values in self._carried(claim):
+            known = self.ids[leaf][places]
+            if bool(((known != UNKNOWN) & (known != values)).float().mean() > 0.5):
+                return False
+            trial = torch.empty_like(self.ids[leaf])
+            trial[places] = values
+            if not torch.equal(trial[places], values):
+                return False
+        return True
+
+    def _carried(self, claim: Claim) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(dest weight, flat places in it, numbers of src elements) for each dest weight that a claim touches."""
+        for target, source in self._paired(claim):
+            wanted = target.ids.reshape(-1)[claim.dest_places]
+            if source is None:
+                given = torch.full_like(wanted, ONE if claim.fill == 1.0 else ZERO)
+            else:
+                given = source.ids.reshape(-1)[claim.src_places].clamp(min=ZERO)
+            yield from self._by_leaf(wanted, given)
+
+    def _by_leaf(self, wanted: Tensor, given: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        high = int(wanted.max()) if wanted.numel() else -1
+        if high < 0:
+            return
+        low = int(torch.where(wanted < 0, high, wanted).min())
+        first, last = bisect_right(self._starts, low) - 1, bisect_right(self._starts, high) - 1
+        for position in range(first, last + 1):
+            leaf, start = self._leaves[position], self._starts[position]
+            if first == last and int(wanted.min()) >= 0:
+                yield leaf, wanted - start, given
+                continue
+            mine = (wanted >= start) & (wanted < start + self.dest.numbering.sizes[leaf])
+            if bool(mine.any()):
+                yield leaf, wanted[mine] - start, given[mine]
+
+    def _paired(self, claim: Claim) -> list[tuple[Trace, Trace | None]]:
+        """Pair the paths of both sides: by the ops on them, else in order; what adds to a paired one is zero."""
+        targets = list(self.dest.traces(claim.dest_value))
+        if claim.src_value is None:
+            return [(target, None) for target in targets]
+        sources = list(self.src.traces(claim.src_value))
+        free = list(sources)
+        found: list[tuple[Trace, Trace | None]] = []
+        for target in targets:
+            same = next((s for s in free if s.path == target.path), None)
+            if same is not None:
+                free = [s for s in free if s is not same]
+            found.append((target, same))
+        for position, (target, source) in enumerate(found):
+            if source is None:
+                found[position] = (target, free.pop(0) if free else self._apart(target, found, sources))
+        return found
+
+    def _apart(self, target: Trace, found: list[tuple[Trace, Trace | None]], sources: list[Trace]) -> Trace | None:
+        """A source already paired serves again where its other target covers other elements."""
+        mine = target.ids >= 0
+        if any(s is not None and t is not target and bool((mine & (t.ids >= 0)).any()) for t, s in found):
+            return None
+        return sources[0] if sources else None
 
     def _refresh(self, leaf: int) -> None:
         ids = self.ids[leaf]

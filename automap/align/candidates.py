@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from automap.align.assignment import Claim
-from automap.align.forms import ElementForm, LinearForm, unfolded
+from automap.align.forms import ElementForm, LinearForm, is_near, unfolded
 from automap.align.labels import similarity
 from automap.align.moments import CLOSE, EXACT, bijection, clean, distance, injection
 from automap.align.table import Lookup, Side, Slot, Source
@@ -52,6 +52,10 @@ def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[P
     """Return the pieces of a dest use with their candidates; empty where nothing in src meets the same columns."""
     for tolerance in (EXACT, CLOSE):
         for mine, theirs in _readings(dest, src, form):
+            if mine.groups > 1:
+                found = _stacked(dest, src, mine, theirs, tolerance)
+                if found:
+                    return found
             units = [_units(mine, group, theirs, tolerance) for group in range(mine.groups)]
             if all(units):
                 found = _pieces(dest, src, mine, units)
@@ -92,12 +96,40 @@ def _units(form: LinearForm, group: int, forms: list[LinearForm], tolerance: flo
     for other in forms:
         if other.columns.shape[1:] != columns.shape or other.places.shape[-1] != taps:
             continue
-        candidates = [group] if other.groups == form.groups and form.groups > 8 else range(other.groups)
+        if form.groups == other.groups == 1 and not is_near(form.center, other.center, max(tolerance * 100, 1e-6)):
+            continue
+        candidates = range(other.groups) if other.groups <= 8 else _near(columns, other, tolerance)
         found.extend(_unit(columns, other, candidates, tolerance))
-        if not found and form.groups > 8:
-            found.extend(_unit(columns, other, _near(columns, other, tolerance), tolerance))
     same = [u for u in found if u.form.geometry == form.geometry]
     return same + [u for u in found if u.form.geometry != form.geometry]
+
+
+def _stacked(
+    dest: Side, src: Source, form: LinearForm, forms: list[LinearForm], tolerance: float
+) -> list[tuple[Piece, list[Candidate]]]:
+    """Candidates that are stacks of as many matrices of the same size, whose outputs are read as one."""
+    if form.kind != "convolution" and len(dest.parts(form)) > 1:
+        return []
+    piece = Piece(torch.arange(form.width), dest.labels[form.node])
+    options = []
+    for other in forms:
+        if other.places.shape != form.places.shape or not is_near(form.center, other.center, max(tolerance * 100, 1e-6)):
+            continue
+        order = _group_order(form.columns, other.columns, tolerance)
+        if order is not None:
+            claim = Claim(form.weight, form.places.reshape(-1), other.weight, other.places[order].reshape(-1))
+            likeness = similarity(piece.label, src.labels[other.node]) + (3.0 if form.geometry == other.geometry else 0.0)
+            options.append(Candidate((claim,), (other.node, "stack"), src.labels[other.node], likeness))
+    return [(piece, options)] if options else []
+
+
+def _group_order(mine: Tensor, theirs: Tensor, tolerance: float) -> Tensor | None:
+    """Return for each dest matrix the src matrix that meets the same columns, in the same order."""
+    matched = bijection(mine.mean(1), theirs.mean(1), tolerance)
+    if matched is None:
+        return None
+    off = distance(mine.reshape(-1, 3), theirs[matched[0]].reshape(-1, 3))
+    return matched[0] if off <= tolerance else None
 
 
 def _subset_units(form: LinearForm, rows: Tensor, forms: list[LinearForm], rows_of: Callable[[LinearForm], Tensor]) -> list[_Unit]:
@@ -247,7 +279,7 @@ def element_candidates(dest: Side, src: Source, form: ElementForm) -> list[Candi
     label = dest.labels[form.node]
     for tolerance in (EXACT, CLOSE):
         found = []
-        for other in src.elements.get(form.kind, ()):
+        for other in src.meeting(form, tolerance):
             places = _met(form, other, tolerance)
             if places is not None:
                 claim = Claim(form.weight, form.places, other.weight, other.places[places])
@@ -289,12 +321,14 @@ def _element_rows(side: Side, form: ElementForm) -> Tensor | None:
 
 def _met(form: ElementForm, other: ElementForm, tolerance: float) -> Tensor | None:
     if len(form.meets) == len(other.meets):
+        if not is_near(form.center, other.center, max(tolerance * 100, 1e-6)):
+            return None
         matched = bijection(form.meets, other.meets, tolerance)
         return matched[0] if matched is not None else None
     if len(form.meets) > len(other.meets):
         return None
     places = injection(form.meets, other.meets, tolerance)
-    return places if places is not None and bool((places >= 0).all()) and len(torch.unique(places)) == len(places) else None
+    return places if bool((places >= 0).all()) and len(torch.unique(places)) == len(places) else None
 
 
 def _composite(form: ElementForm, src: Source, tolerance: float) -> list[Candidate]:
@@ -303,9 +337,11 @@ def _composite(form: ElementForm, src: Source, tolerance: float) -> list[Candida
     claims: list[Claim] = []
     nodes: list[int] = []
     for other in src.elements.get(form.kind, ()):
+        if len(form.meets) < len(other.meets):
+            continue
         places = injection(form.meets, other.meets, tolerance)
-        hit = (places >= 0) & missing if places is not None else torch.zeros_like(missing)
-        if places is not None and bool(hit.any()) and len(torch.unique(places[hit])) == int(hit.sum()) and int(hit.sum()) >= min(2, len(other.meets)):
+        hit = (places >= 0) & missing
+        if bool(hit.any()) and len(torch.unique(places[hit])) == int(hit.sum()) and int(hit.sum()) >= min(2, len(other.meets)):
             claims.append(Claim(form.weight, form.places[hit], other.weight, other.places[places[hit]]))
             nodes.append(other.node)
             missing &= ~hit
@@ -356,11 +392,11 @@ def _row_shift(dest: Tensor, src: Tensor) -> int | None:
 
 def slot_candidates(dest: Side, src: Source, slot: Slot) -> list[Candidate]:
     """Return src tables that enter an op of the same kind in the same number, nothing being known of what they meet."""
-    shape, places = dest.essential(slot.weight)
+    shape, places = dest.essential(slot.weight)[0], dest.distinct(slot.weight)
     label = dest.labels[slot.node]
     found = []
     for other in src.slots:
-        _, theirs = src.essential(other.weight)
+        theirs = src.distinct(other.weight)
         if len(theirs) != len(places):
             continue
         claim = Claim(slot.weight, places, other.weight, theirs)

@@ -38,6 +38,8 @@ class LinearForm:
     channels: Tensor
     geometry: tuple[Any, ...] = ()
 
+    center: tuple[float, ...] = ()
+
     @property
     def groups(self) -> int:
         """How many matrices there are."""
@@ -62,6 +64,18 @@ class ElementForm:
     kind: str
     meets: Tensor
     places: Tensor
+    center: tuple[float, ...] = ()
+
+
+def center(table: Tensor) -> tuple[float, ...]:
+    """Return the mean of all rows of a table of moments: a quick test of whether two tables can be the same."""
+    return tuple(table.reshape(-1, 3).mean(0).tolist())
+
+
+def is_near(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
+    """Whether two centers agree to tolerance."""
+    root = max(abs(a[1]), abs(b[1])) ** 0.5
+    return all(abs(x - y) <= tolerance * (max(abs(x), abs(y)) + floor) for x, y, floor in zip(a, b, (root, 0.0, root**3), strict=True))
 
 
 def matmul_form(flow: Flow, node: Node, weight: int, value: Values, *, is_repeated: bool) -> LinearForm:
@@ -91,7 +105,8 @@ def matmul_form(flow: Flow, node: Node, weight: int, value: Values, *, is_repeat
     if is_repeated:
         places = places[:1]
     x = x.reshape(places.shape[0], -1, x.shape[-1])
-    return LinearForm(node.index, data, weight, "matmul", moments(x, (1,)), places, x.shape[1], channel)
+    columns = moments(x, (1,))
+    return LinearForm(node.index, data, weight, "matmul", columns, places, x.shape[1], channel, (), center(columns))
 
 
 def convolution_form(flow: Flow, node: Node, weight: int, value: Values) -> LinearForm:
@@ -117,8 +132,7 @@ def convolution_form(flow: Flow, node: Node, weight: int, value: Values) -> Line
         () if plain else (taps, tuple(stride), tuple(padding), tuple(dilation), bool(transposed), tuple(output_padding))
     )
     return LinearForm(
-        node.index, data, weight, "matmul" if plain else "convolution", columns, places, count, channels, geometry
-    )
+        node.index, data, weight, "matmul" if plain else "convolution", columns, places, count, channels, geometry, center(columns))
 
 
 def unfolded(form: LinearForm, node: Node, value: Values) -> LinearForm | None:
@@ -137,21 +151,29 @@ def unfolded(form: LinearForm, node: Node, value: Values) -> LinearForm | None:
     columns = moments(x, dims).reshape(1, -1, 3)
     places = form.places.reshape(1, form.width, -1, 1)
     return replace(
-        form, kind="matmul", columns=columns, places=places, count=x.numel() // columns.shape[1], geometry=()
+        form, kind="matmul", columns=columns, places=places, count=x.numel() // columns.shape[1], geometry=(),
+        center=center(columns),
     )
 
 
 def element_form(
-    flow: Flow, node: Node, weight: int, value: Values, essential: tuple[tuple[int, ...], Tensor]
+    flow: Flow,
+    node: Node,
+    weight: int,
+    value: Values,
+    essential: tuple[tuple[int, ...], Tensor],
+    addend: int | None = None,
 ) -> ElementForm | None:
     """Return the form of an op that combines data and a weight-side value elementwise, or None if it does not.
 
-    essential is the weight-side value's shape without repetition, and the places of what remains of it.
+    essential is the weight-side value's shape without repetition, and the places of what remains of it. With addend,
+    the form is as if the weight met this term of the data, which is a sum.
     """
     others = [i for i in node.operands if i != weight]
     if len(others) != 1 or flow[others[0]].role is Role.WEIGHT:
         return None
-    x = value(others[0])
+    data = others[0] if addend is None else addend
+    x = value(data)
     if not isinstance(x, Tensor) or not _meets(tuple(x.shape), flow[weight].shape, node.shape):
         return None
     shape, places = essential
@@ -160,7 +182,14 @@ def element_form(
     dims = (*range(lead), *(lead + d for d, n in enumerate(shape) if n == 1 and node.shape[lead + d] != 1))
     meets = moments(x, dims).reshape(-1, 3)
     position = "" if node.op in ("add", "mul", "maximum", "minimum") else f".{node.operands.index(weight)}"
-    return ElementForm(node.index, others[0], weight, node.op + position, meets, places)
+    return ElementForm(node.index, data, weight, node.op + position, meets, places, center(meets))
+
+
+def addends(flow: Flow, form: ElementForm) -> tuple[int, ...]:
+    """Return the terms of the sum that an added weight meets, if it meets one: sums may be taken in another order."""
+    node = flow[form.data]
+    terms = tuple(i for i in node.operands if flow[i].role is Role.ACTIVATION and flow[i].shape == node.shape)
+    return terms if form.kind == node.op == "add" and len(terms) == 2 else ()
 
 
 def _meets(data: tuple[int, ...], weight: tuple[int, ...], result: tuple[int, ...]) -> bool:

@@ -1,6 +1,6 @@
 """Signatures of values that do not depend on how they are laid out, and matching by them.
 
-A group of numbers (a channel over all positions, say) is told by the mean of its first, second and third powers. With
+A group of numbers (a channel over all positions, say) is told by the sums of its first, second and third powers. With
 random weights, groups that are not the same thing differ in them; groups that are the same agree to rounding.
 """
 
@@ -24,35 +24,44 @@ def clean(value: Tensor) -> Tensor:
 
 
 def moments(value: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Return the mean of value, its square and its cube over dims: shape `(*rest, 3)`."""
+    """Return the sum of value, its square and its cube over dims, shape `(*rest, 3)`: padding with zeros changes nothing."""
     value = clean(value)
     square = value * value
     powers = (value, square, square * value)
     if not dims:
         return torch.stack(powers, -1)
-    return torch.stack([p.mean(dims) for p in powers], -1)
+    return torch.stack([p.sum(dims) for p in powers], -1)
+
+
+def scales(table: Tensor) -> Tensor:
+    """Return the size that differences in each column of a table of moments are to be seen against, `(3,)`."""
+    size = table.abs().mean(0)
+    second = size[1]
+    return torch.stack([torch.maximum(size[0], second.sqrt()), second, torch.maximum(size[2], 1e-6 * second**1.5)]) + 1e-12
+
+
+def keys(table: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Return one number per row that tells rows apart: all three moments, each by its scale."""
+    weighted = table / scale if scale is not None else table
+    return weighted @ torch.tensor([1.0, 0.75487766, 0.56984029], dtype=torch.float64)
 
 
 def distance(a: Tensor, b: Tensor) -> float:
     """Return the largest relative difference between two tables of moments `(n, 3)`, row by row."""
     if a.numel() == 0:
         return 0.0
-    scale = torch.maximum(a.abs(), b.abs()) + 1e-3 * torch.maximum(a.abs().mean(0), b.abs().mean(0)) + 1e-12
+    scale = torch.maximum(a.abs(), b.abs()) + 1e-3 * torch.maximum(scales(a), scales(b))
     return float(((a - b).abs() / scale).max())
 
 
-def _ranked(table: Tensor) -> Tensor:
+def _ranked(table: Tensor, scale: Tensor) -> Tensor:
     """Rows in order of their moments; rows that agree to rounding keep their own order."""
-    key = table[:, 0]
+    key = keys(table, scale)
     order = torch.argsort(key, stable=True)
     ordered = key[order]
-    scale = float(key.abs().mean()) + 1e-30
-    step = torch.cat([torch.zeros(1, dtype=torch.bool), (ordered[1:] - ordered[:-1]) > _TIE * scale])
-    group = torch.cumsum(step, 0)
-    within = torch.argsort(order, stable=True)  # position of each row in `order`
-    rank = torch.empty_like(group)
-    rank[order] = group
-    del within
+    step = torch.cat([torch.zeros(1, dtype=torch.bool), (ordered[1:] - ordered[:-1]) > _TIE])
+    rank = torch.empty_like(order)
+    rank[order] = torch.cumsum(step, 0)
     return torch.argsort(rank, stable=True)
 
 
@@ -63,7 +72,8 @@ def bijection(a: Tensor, b: Tensor, tolerance: float = EXACT) -> tuple[Tensor, f
     """
     if a.shape != b.shape:
         return None
-    order_a, order_b = _ranked(a), _ranked(b)
+    scale = torch.maximum(scales(a), scales(b))
+    order_a, order_b = _ranked(a, scale), _ranked(b, scale)
     off = distance(a[order_a], b[order_b])
     if off <= tolerance:
         found = torch.empty_like(order_a)
@@ -79,7 +89,7 @@ def _natural(found: Tensor, a: Tensor, b: Tensor, tolerance: float) -> Tensor:
 
 
 def _nearest(a: Tensor, b: Tensor, tolerance: float) -> tuple[Tensor, float] | None:
-    scale = (a.abs().mean(0) + b.abs().mean(0)) / 2 + 1e-12
+    scale = scales(a)
     if distance(a, b) <= tolerance:
         return torch.arange(len(a)), distance(a, b)
     gaps = torch.cdist(a / scale, b / scale)
@@ -90,18 +100,17 @@ def _nearest(a: Tensor, b: Tensor, tolerance: float) -> tuple[Tensor, float] | N
     return (found, off) if off <= tolerance else None
 
 
-def injection(a: Tensor, b: Tensor, tolerance: float = EXACT) -> Tensor | None:
+def injection(a: Tensor, b: Tensor, tolerance: float = EXACT) -> Tensor:
     """Return for each row of a the first row of b that agrees with it, -1 where none does."""
-    order = torch.argsort(b[:, 0], stable=True)
-    keys = b[order, 0].contiguous()
-    scale = float(b[:, 0].abs().mean()) + 1e-12
-    low = torch.searchsorted(keys, (a[:, 0] - tolerance * (a[:, 0].abs() + scale)).contiguous())
+    scale = scales(b)
+    mine, theirs = keys(a, scale), keys(b, scale)
+    order = torch.argsort(theirs, stable=True)
+    theirs = theirs[order].contiguous()
+    low = torch.searchsorted(theirs, (mine - 4 * tolerance * (mine.abs() + 1)).contiguous())
     found = torch.full((len(a),), -1)
-    floor = b.abs().mean(0) * 1e-3 + 1e-12
     for step in range(4):
-        place = (low + step).clamp(max=len(keys) - 1)
-        candidate = order[place]
-        gap = (a - b[candidate]).abs() / (a.abs() + floor)
+        candidate = order[(low + step).clamp(max=len(theirs) - 1)]
+        gap = (a - b[candidate]).abs() / (a.abs() + 1e-3 * scale)
         hit = (gap.max(1).values <= tolerance) & (found < 0)
         found = torch.where(hit, candidate, found)
     return found

@@ -24,7 +24,7 @@ from automap.align.candidates import (
     slot_candidates,
     zero_candidate,
 )
-from automap.align.forms import ElementForm, LinearForm
+from automap.align.forms import ElementForm, LinearForm, addends, element_form
 from automap.align.moments import CLOSE, EXACT, distance, moments
 from automap.align.table import Lookup, Side, Slot, Source, weight_operands
 from automap.canonical.evaluate import compute
@@ -156,10 +156,9 @@ class Search:
         slot = Slot(index, weight, node.op + (".data" if is_table_data else ""))
         return self._decide(index, weight, 0, self.dest.labels[index], slot_candidates(self.dest, self.src, slot))
 
-    def _element(self, index: int, weight: int) -> ElementForm | None:
-        from automap.align.forms import element_form
-
-        return element_form(self.dest.flow, self.dest.flow[index], weight, self.dest.run.value, self.dest.essential(weight))
+    def _element(self, index: int, weight: int, addend: int | None = None) -> ElementForm | None:
+        essential = self.dest.essential(weight)
+        return element_form(self.dest.flow, self.dest.flow[index], weight, self.dest.run.value, essential, addend)
 
     def _resolve_linear(self, form: LinearForm) -> Stop | None:
         pieces = self._linear_candidates(form)
@@ -189,8 +188,10 @@ class Search:
 
     def _resolve_element(self, form: ElementForm) -> Stop | None:
         found = element_candidates(self.dest, self.src, form)
-        found = [c for c in found if self._accepts(c)]
-        if found:
+        for term in () if found else addends(self.dest.flow, form):
+            other = self._element(form.node, form.weight, term)
+            found = found or (element_candidates(self.dest, self.src, other) if other is not None else [])
+        if any(self._accepts(c) for c in found):
             self._confirm(form.data, min(c.off for c in found))
         else:
             is_held = self.src.holds(self.dest.run.value(form.data))
@@ -229,7 +230,7 @@ class Search:
     def _merit(self, candidate: Candidate, label: tuple[int, ...], key: Key) -> tuple[float, ...]:
         owner = self.taken.get(candidate.key)
         is_free = owner is None or owner == key
-        return (float(is_free), float(self.learned.get((label, candidate.label), 0) > 0), candidate.likeness, -candidate.off)
+        return (float(is_free), float(self.learned.get((label[:3], candidate.label[:3]), 0) > 0), candidate.likeness, -candidate.off)
 
     def _confirm(self, index: int, off: float) -> None:
         """What meets this weight is found in src: the decisions behind it are right."""
@@ -238,7 +239,7 @@ class Search:
             choice = self.choices[key]
             if not choice.is_confirmed:
                 choice.is_confirmed = True
-                pair = (choice.label, choice.taken.label)
+                pair = (choice.label[:3], choice.taken.label[:3])
                 self.learned[pair] = self.learned.get(pair, 0) + 1
         self.ripe[index] = frozenset()
 
@@ -332,8 +333,12 @@ class Search:
         found = []
         for path, other in self.src.flow.outputs:
             theirs = self.src.run.value(other)
-            if isinstance(theirs, Tensor) and isinstance(value, Tensor) and theirs.numel() == value.numel():
+            if not isinstance(theirs, Tensor) or not isinstance(value, Tensor):
+                continue
+            if theirs.numel() == value.numel():
                 found.append((path, relative_difference(theirs, value)))
+            elif holds_all(theirs, value) or holds_all(value, theirs):
+                found.append((path, 0.0))
         best = min(found, key=lambda pair: pair[1], default=None)
         return best if best is not None and best[1] <= CLOSE else None
 
@@ -366,6 +371,18 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
         gap = (x.sort().values - y.sort().values).abs()
         off = min(off, float(gap.max()) / scale)
     return off if off == off else float("inf")
+
+
+def holds_all(whole: Tensor, part: Tensor) -> bool:
+    """Whether every number of part is one of whole's: one output is some of the other, in whatever order."""
+    if part.numel() >= whole.numel() or part.numel() < 2 or whole.is_complex() or part.is_complex():
+        return False
+    flat, wanted = whole.reshape(-1).double().sort().values, part.reshape(-1).double()
+    if not bool((wanted != wanted[0]).any()):
+        return False
+    place = torch.searchsorted(flat, wanted.contiguous()).clamp(1, len(flat) - 1)
+    gap = torch.minimum((flat[place] - wanted).abs(), (flat[place - 1] - wanted).abs())
+    return bool((gap <= EXACT * (wanted.abs() + flat.abs().mean())).all())
 
 
 def values_agree(a: Tensor, b: Tensor) -> bool:

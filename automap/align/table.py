@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from automap.align.forms import ElementForm, LinearForm, convolution_form, element_form, matmul_form, unfolded
+from automap.align.forms import ElementForm, LinearForm, addends, convolution_form, element_form, matmul_form, unfolded
 from automap.align.labels import labels
-from automap.align.moments import clean
+from automap.align.moments import clean, keys
 from automap.align.run import Run
 from automap.canonical.flow import Flow, Node, Ref, Role
 from automap.canonical.provenance import Numbering, Part, Trace, parts, traces
@@ -100,6 +100,17 @@ class Side:
             self._essential[weight] = (tuple(places.shape), places.reshape(-1))
         return self._essential[weight]
 
+    def distinct(self, weight: int) -> Tensor:
+        """Return the places in a weight-side value where each of its elements stands first, in order."""
+        _, places = self.essential(weight)
+        found = self.traces(weight)
+        if not found:
+            return places
+        ids = torch.stack([t.ids.reshape(-1)[places] for t in found], 1)
+        _, inverse = torch.unique(ids, dim=0, return_inverse=True)
+        first = torch.full((int(inverse.max()) + 1,), len(inverse)).scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
+        return places[first.sort().values]
+
     def _is_repeated(self, weight: int) -> bool:
         """Whether a stack of matrices holds one matrix many times."""
         shape = self.flow[weight].shape
@@ -136,6 +147,7 @@ class Source(Side):
         self.linear: list[LinearForm] = []
         self.elements: dict[str, list[ElementForm]] = {}
         self.lookups: list[Lookup] = []
+        self._indexes: dict[str, tuple[Tensor, Tensor]] = {}
         self.slots: list[Slot] = []
         for node in flow.nodes:
             if node.role is Role.ACTIVATION and node.op != "input":
@@ -164,7 +176,38 @@ class Source(Side):
                 self.slots.append(Slot(node.index, weight, node.op))
                 element = element_form(self.flow, node, weight, self.run.value, self.essential(weight))
                 if element is not None:
-                    self.elements.setdefault(element.kind, []).append(element)
+                    self._file_element(node, element)
+
+    def _file_element(self, node: Node, element: ElementForm) -> None:
+        found = self.elements.setdefault(element.kind, [])
+        found.append(element)
+        for term in addends(self.flow, element):
+            form = element_form(self.flow, node, element.weight, self.run.value, self.essential(element.weight), term)
+            if form is not None:
+                found.append(form)
+
+    def meeting(self, form: ElementForm, tolerance: float) -> list[ElementForm]:
+        """The src tables of a kind that meet a group of numbers which form meets as well."""
+        if form.kind not in self.elements or not len(form.meets):
+            return []
+        known, owners = self._index(form.kind)
+        mine = keys(form.meets)
+        probe = mine.abs().argmax()
+        value = mine[probe]
+        slack = 10 * tolerance * (form.meets[probe].abs().sum() + 1e-9)
+        low, high = torch.searchsorted(known, torch.stack([value - slack, value + slack]).contiguous()).tolist()
+        found = torch.unique(owners[low : max(high, low)]).tolist()
+        return [self.elements[form.kind][number] for number in found]
+
+    def _index(self, kind: str) -> tuple[Tensor, Tensor]:
+        """A key for all that tables of a kind meet, in order, with the table each belongs to."""
+        if kind not in self._indexes:
+            tables = self.elements[kind]
+            found = torch.cat([keys(t.meets) for t in tables])
+            owners = torch.cat([torch.full((len(t.meets),), n) for n, t in enumerate(tables)])
+            order = torch.argsort(found)
+            self._indexes[kind] = (found[order].contiguous(), owners[order])
+        return self._indexes[kind]
 
     @cached_property
     def patches(self) -> list[LinearForm]:

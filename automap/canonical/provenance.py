@@ -20,7 +20,7 @@ from automap.canonical.rules.layout import MOVES
 _COMMUTATIVE = {"add", "mul", "maximum", "minimum"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Trace:
     """For every element of a weight-side value, the weight element behind it along one path.
 
@@ -122,8 +122,22 @@ def _mapped(node: Node, known: dict[int, tuple[Trace, ...]], flow: Flow) -> tupl
             if _broadcasts(tuple(trace.ids.shape), node.shape):
                 others = [i for i in node.operands if i != index and flow[i].role is Role.WEIGHT]
                 label = node.op if node.op in _COMMUTATIVE or not others else f"{node.op}.{position}"
-                found.append(Trace(trace.ids.expand(node.shape), (*trace.path, label)))
+                path = trace.path if _is_identity(node, flow) else (*trace.path, label)
+                while any(t.path == path for t in found):
+                    path = (*path, "again")
+                found.append(Trace(trace.ids.expand(node.shape), path))
     return tuple(found)
+
+
+def _is_identity(node: Node, flow: Flow) -> bool:
+    """Whether an op with one operand gives back what it gets, such as resizing to the size a table already has."""
+    if len(node.operands) != 1 or flow[node.operands[0]].shape != node.shape or node.op in ("neg", "add", "mul"):
+        return False
+    probe = torch.randn(node.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    args, kwargs = replace_refs(node.args, lambda _: probe), replace_refs(node.kwargs, lambda _: probe)
+    assert node.function is not None
+    result = node.function(*args, **kwargs)
+    return isinstance(result, Tensor) and result.shape == probe.shape and torch.allclose(result, probe, rtol=1e-9, atol=1e-9)
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Records one forward below all Python spellings: every ATen call, with weights recognised by identity.
+"""Records one forward below all Python spellings: every ATen call, with weights recognised by where they lie.
 
 Comes in: a model and its inputs. Goes out: a Capture whose graph is functional, in-place ops rewritten as new values for
 every alias of the storage they wrote.
@@ -6,351 +6,215 @@ every alias of the storage they wrote.
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from automap.capture.capture import Capture, Weight, weights_of
-from automap.capture.preserve import preserved
-from automap.capture.structure import describe, tensors_in
-from automap.errors import CaptureError
+from automap.capture.functional import Facts, call_for, facts, needs_cast, rewrite, written_by
+from automap.capture.preserve import Originals, preserved
+from automap.capture.refusal import refusal
+from automap.capture.result import Capture, Method, Mode, Weight, weights_of
+from automap.capture.site import module_paths, user_line
+from automap.capture.stage import Stage, fake_stage, real_stage
+from automap.capture.structure import tensors_in
+from automap.capture.tape import Tape
+from automap.errors import AutomapError, CaptureError
 from automap.inputs import Inputs
 
 aten = torch.ops.aten
-_LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-_READS_VALUE = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default}
-_INDEX, _INDEX_LIMIT = (torch.int64, torch.int32), 100_000  # numbers that may choose rows are kept with their node
-_RANDOM = {"rand", "randn", "randint", "bernoulli", "normal", "uniform", "randperm", "multinomial", "exponential"}
+_READS_MEMORY = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
+_SETS = {aten.set_.source_Tensor}
+Call = Callable[[Tape, Inputs], Any]
 
 
-@dataclass(slots=True)
-class _Storage:
-    """What is known of one storage: its flat content once written in place, and how often it was written."""
+class _Reads(TorchFunctionMode):
+    """Sees Python read a tensor's memory, which no dispatched op tells."""
 
-    keep: Tensor
-    flat: fx.Node | None = None
-    version: int = 0
-
-
-@dataclass(slots=True)
-class _Known:
-    """A tensor seen so far: the node that holds its value as of `version` of its storage."""
-
-    tensor: Tensor
-    node: fx.Node
-    version: int
-
-
-@dataclass(slots=True)
-class _Tape:
-    """The graph under construction and the books kept on tensors and storages."""
-
-    graph: fx.Graph
-    weights: dict[int, Weight]
-    known: dict[int, _Known] = field(default_factory=dict)
-    storages: dict[int, _Storage] = field(default_factory=dict)
-    used: dict[str, Weight] = field(default_factory=dict)
-    constants: dict[str, Tensor] = field(default_factory=dict)
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    path: list[str] = field(default_factory=list)
-    is_data_dependent: bool = False
-
-
-def _storage_key(tensor: Tensor) -> int:
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):
-        return -id(tensor)
-
-
-def _storage(tape: _Tape, tensor: Tensor) -> _Storage:
-    return tape.storages.setdefault(_storage_key(tensor), _Storage(keep=tensor))
-
-
-def _annotate(node: fx.Node, tape: _Tape, value: Any) -> None:
-    if isinstance(value, Tensor):
-        node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype
-        if value.dtype in _INDEX and 2 <= value.numel() <= _INDEX_LIMIT:
-            node.meta["value"] = value.detach().clone()
-    node.meta["module_path"] = tape.path[-1] if tape.path else ""
-
-
-def _user_line() -> tuple[str, int]:
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARY):
-        frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno
-
-
-def _remember(tape: _Tape, tensor: Tensor, node: fx.Node) -> fx.Node:
-    tape.known[id(tensor)] = _Known(tensor, node, _storage(tape, tensor).version)
-    return node
-
-
-def _leaf(tape: _Tape, tensor: Tensor) -> fx.Node:
-    """A node for a tensor never seen as a result: a weight, another view of a known storage, or a constant."""
-    weight = tape.weights.get(id(tensor))
-    if weight is None:
-        relative = _weight_sharing(tape, tensor)
-        if relative is not None:
-            return _view_of(tape, relative, _node(tape, relative.tensor), tensor)
-    name = f"weight_{len(tape.used)}" if weight else f"constant_{len(tape.constants)}"
-    node = tape.graph.create_node("get_attr", name, name=name)
-    _annotate(node, tape, tensor)
-    if weight is not None:
-        tape.used[node.name] = weight
-    else:
-        tape.constants[node.name] = tensor.detach().clone()
-    return _remember(tape, tensor, node)
-
-
-def _weight_sharing(tape: _Tape, tensor: Tensor) -> Weight | None:
-    """The weight whose storage tensor looks into without being it (`.data`, `detach` behind the recorder's back)."""
-    if tensor.layout != torch.strided:
-        return None
-    key = _storage_key(tensor)
-    return next(
-        (w for w in tape.weights.values() if w.tensor.layout == torch.strided and _storage_key(w.tensor) == key), None
-    )
-
-
-def _view_of(tape: _Tape, weight: Weight, base: fx.Node, tensor: Tensor) -> fx.Node:
-    if tuple(tensor.shape) == tuple(weight.tensor.shape) and tensor.stride() == weight.tensor.stride():
-        return _remember(tape, tensor, base)
-    flat = _flattened(tape, base, weight.tensor)
-    size, stride = list(tensor.shape), list(tensor.stride())
-    offset = int(tensor.storage_offset()) - int(weight.tensor.storage_offset())
-    node = tape.graph.call_function(aten.as_strided.default, (flat, size, stride, offset))
-    _annotate(node, tape, tensor)
-    return _remember(tape, tensor, node)
-
-
-def _node(tape: _Tape, tensor: Tensor) -> fx.Node:
-    """The node that holds tensor's value now, after all in-place writes to its storage."""
-    known = tape.known.get(id(tensor))
-    if known is None:
-        return _leaf(tape, tensor)
-    storage = _storage(tape, tensor)
-    if known.version == storage.version or storage.flat is None:
-        return known.node
-    size, stride = list(tensor.shape), list(tensor.stride())
-    node = tape.graph.call_function(aten.as_strided.default, (storage.flat, size, stride, int(tensor.storage_offset())))
-    _annotate(node, tape, tensor)
-    return _remember(tape, tensor, node)
-
-
-def _flat_storage(tape: _Tape, tensor: Tensor) -> fx.Node:
-    """A 1-d node with the whole content of tensor's storage, in storage order, before the write at hand."""
-    storage = _storage(tape, tensor)
-    if storage.flat is not None:
-        return storage.flat
-    base = _covering(tape, storage, tensor)
-    node = _node(tape, base)
-    if base.is_contiguous():
-        return _flattened(tape, node, base)
-    length = storage.keep.untyped_storage().nbytes() // base.element_size()
-    zeros = _derived(tape, aten.zeros.default, ([length],), (length,), base.dtype)
-    zeros.kwargs = {"dtype": base.dtype}
-    args = (zeros, node, list(base.shape), list(base.stride()), int(base.storage_offset()))
-    return _derived(tape, aten.as_strided_scatter.default, args, (length,), base.dtype)
-
-
-def _derived(tape: _Tape, target: Any, args: tuple[Any, ...], shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
-    """A node that the recorder adds itself to keep aliases right."""
-    node = tape.graph.call_function(target, args)
-    node.meta |= {"shape": shape, "dtype": dtype, "module_path": tape.path[-1] if tape.path else ""}
-    return node
-
-
-def _flattened(tape: _Tape, node: fx.Node, tensor: Tensor) -> fx.Node:
-    return _derived(tape, aten.reshape.default, (node, [-1]), (tensor.numel(),), tensor.dtype)
-
-
-def _covering(tape: _Tape, storage: _Storage, tensor: Tensor) -> Tensor:
-    """The largest known tensor on a storage: the one whose value tells all of its content."""
-    key = _storage_key(tensor)
-    owners = [
-        k.tensor for k in tape.known.values() if k.tensor.numel() >= tensor.numel() and _storage_key(k.tensor) == key
-    ]
-    return max(owners, key=lambda t: t.numel(), default=storage.keep)
-
-
-def _write(tape: _Tape, tensor: Tensor, result: fx.Node) -> None:
-    """Let result be tensor's value from now on, and be seen through every alias of its storage."""
-    _node(tape, tensor)
-    storage = _storage(tape, tensor)
-    flat = _flat_storage(tape, tensor)
-    args = (flat, result, list(tensor.shape), list(tensor.stride()), int(tensor.storage_offset()))
-    storage.flat = _derived(tape, aten.as_strided_scatter.default, args, tuple(flat.meta["shape"]), tensor.dtype)
-    storage.version += 1
-    tape.known[id(tensor)] = _Known(tensor, result, storage.version)
-
-
-def _functional(func: Any) -> Any:
-    """The overload that returns what func writes in place or into `out`."""
-    name = func._schema.name.split("::")[1]
-    packet = getattr(aten, name.rstrip("_") if not name.startswith("__") else name, None)
-    if packet is None:
-        raise CaptureError(f"in-place op {func} has no functional form")
-    overload = func._overloadname.removesuffix("_out").removesuffix("out") or "default"
-    overloads = packet.overloads()
-    return getattr(
-        packet,
-        overload if overload in overloads else func._overloadname if func._overloadname in overloads else overloads[0],
-    )
-
-
-class _Recorder(TorchDispatchMode):
-    def __init__(self, tape: _Tape) -> None:
+    def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
 
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READS_MEMORY:
+            self.tape.read_by_python(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class _Recorder(TorchDispatchMode):
+    """Runs every op, and writes it on the tape."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, tape: Tape, run: Callable[[Any, Any, Any], Any]) -> None:
+        super().__init__()
+        self.tape = tape
+        self.run = run
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tape = self.tape
-        if func in _READS_VALUE:
-            tape.is_data_dependent = tape.is_data_dependent or _depends_on_input(tape, args)
-            return func(*args, **kwargs)
-        written = _written(func, args, kwargs)
-        nodes = pytree.tree_map_only(
-            Tensor, lambda t: _node(tape, t), (args, {} if written and "out" in kwargs else kwargs)
-        )
-        result = func(*args, **kwargs)
-        if func._schema.name.split("::")[1].rstrip("_").split(".")[0] in _RANDOM:
-            self._constant(result, written)
+        if not isinstance(func, OpOverload):
+            raise CaptureError(f"the forward calls {func}, which is no plain op and cannot be recorded")
+        known = facts(func)
+        if known.reads_value or known.has_dynamic_shape:
+            self._note_read(func, args)
+            if known.reads_value:
+                return self.run(func, args, kwargs)
+        if known.is_mutable:
+            written = written_by(func, args, kwargs)
+            if written:
+                return self._write(func, known, args, kwargs, written)
+        nodes, words = self._nodes(args), self._nodes(kwargs) if kwargs else kwargs
+        result = self.run(func, args, kwargs)
+        if known.is_random:
+            self._constants(result)
         else:
-            self._record(func, nodes, result, written)
+            self._results(self._call(func, nodes, words), result)
         return result
 
-    def _constant(self, result: Any, written: list[Tensor]) -> None:
+    def _nodes(self, value: Any) -> Any:
+        """Nested arguments with the node of every tensor in its place."""
+        if isinstance(value, Tensor):
+            return self.tape.node(value)
+        if isinstance(value, tuple):
+            return tuple([self._nodes(item) for item in value])
+        if isinstance(value, list):
+            return [self._nodes(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self._nodes(item) for key, item in value.items()}
+        return value
+
+    def _call(self, target: Any, args: Any, kwargs: Any) -> fx.Node:
+        node = self.tape.call(target, args, kwargs)
+        line = self.tape.line or user_line()
+        if line is not None:
+            node.meta["file"], node.meta["line"] = line
+        return node
+
+    def _results(self, node: fx.Node, result: Any) -> None:
+        tape = self.tape
+        if isinstance(result, Tensor):
+            tape.annotate(node, result)
+            tape.remember(result, node)
+        elif isinstance(result, (tuple, list)):
+            for position, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    tape.remember(part, self._part(node, position, part))
+
+    def _part(self, node: fx.Node, position: int, value: Tensor) -> fx.Node:
+        item = self.tape.call(getitem, (node, position))
+        item.meta |= {key: node.meta[key] for key in ("file", "line") if key in node.meta}
+        self.tape.annotate(item, value)
+        return item
+
+    def _constants(self, result: Any) -> None:
         """Random values are constants of this run."""
-        for tensor in written or [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]:
-            name = f"constant_{len(self.tape.constants)}"
-            node = self.tape.graph.create_node("get_attr", name, name=name)
-            self.tape.constants[node.name] = tensor.detach().clone()
-            _annotate(node, self.tape, tensor)
-            if written:
-                _write(self.tape, tensor, node)
-            else:
-                _remember(self.tape, tensor, node)
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.tape.remember(tensor, self.tape.constant(tensor))
 
-    def _record(self, func: Any, nodes: Any, result: Any, written: list[Tensor]) -> None:
-        node = self.tape.graph.call_function(_functional(func) if written else func, *nodes)
-        _annotate(node, self.tape, written[0] if written else result)
-        node.meta["file"], node.meta["line"] = _user_line()
-        if written:
-            if len(written) > 1:
-                raise CaptureError(f"{func} writes {len(written)} tensors at once, which cannot be made functional")
-            _write(self.tape, written[0], node)
-        elif isinstance(result, Tensor):
-            _remember(self.tape, result, node)
-        else:
-            self._unpack(node, result)
+    def _write(self, func: Any, known: Facts, args: Any, kwargs: Any, written: list[Tensor]) -> Any:
+        """Record a call that writes as one that does not, whose value is what was written."""
+        tape = self.tape
+        if known.is_random:
+            for tensor in written:
+                tape.node(tensor)
+            result = self.run(func, args, kwargs)
+            for tensor in written:
+                tape.write(tensor, tape.constant(tensor))
+            return result
+        if func in _SETS:
+            source = self._nodes(args[1])
+            result = self.run(func, args, kwargs)
+            tape.remember(args[0], source)
+            return result
+        for tensor in written:
+            tape.node(tensor)
+        nodes, words = self._nodes(args), self._nodes(call_for(func, args, kwargs, written))
+        is_cast = needs_cast(func, args, kwargs, written[0])
+        result = self.run(func, args, kwargs)
+        node = self._call(rewrite(func).target, nodes, words)
+        self._distribute(func, known, node, result, written, is_cast)
+        return result
 
-    def _unpack(self, node: fx.Node, result: Any) -> None:
-        for position, part in enumerate(result if isinstance(result, (tuple, list)) else ()):
-            if isinstance(part, Tensor):
-                item = self.tape.graph.call_function(_getitem, (node, position))
-                item.meta |= {k: v for k, v in node.meta.items() if k in ("file", "line")}
-                _annotate(item, self.tape, part)
-                _remember(self.tape, part, item)
+    def _distribute(
+        self, func: Any, known: Facts, node: fx.Node, result: Any, written: list[Tensor], is_cast: bool
+    ) -> None:
+        """Give every written tensor its new value out of node's, and every other result its own."""
+        tape = self.tape
+        if rewrite(func).form == "one":
+            tape.annotate(node, written[0])
+            if is_cast:
+                node = self._call(aten._to_copy.default, (node,), {"dtype": written[0].dtype})
+                tape.annotate(node, written[0])
+            tape.remember(written[0], node) if known.is_view_in_place else tape.write(written[0], node)
+            return
+        mine = {tensor._cdata for tensor in written}
+        others = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor) and t._cdata not in mine]
+        for position, tensor in enumerate([*others, *written]):
+            part = self._part(node, position, tensor)
+            tape.remember(tensor, part) if position < len(others) else tape.write(tensor, part)
 
-
-from operator import getitem as _getitem  # noqa: E402  (the fx convention for parts of a result)
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    if not func._schema.is_mutable:
-        return []
-    found = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = (
-                kwargs.get(argument.name)
-                if argument.kwarg_only
-                else args[position]
-                if position < len(args)
-                else kwargs.get(argument.name)
-            )
-            if isinstance(value, Tensor):
-                found.append(value)
-    return found
-
-
-def _depends_on_input(tape: _Tape, args: Any) -> bool:
-    """Whether a value that Python is about to read was computed from an input or a weight."""
-    stack = [tape.known[id(t)].node for t in pytree.tree_leaves(args) if isinstance(t, Tensor) and id(t) in tape.known]
-    seen: set[fx.Node] = set()
-    while stack:
-        node = stack.pop()
-        if node.name in tape.used and tape.used[node.name].tensor.is_floating_point():
-            return True
-        if node not in seen:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return False
+    def _note_read(self, func: Any, args: Any) -> None:
+        """Note where the next step depends on values: a number read by Python, or a number of rows."""
+        tensors = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
+        if func is aten.index.Tensor:
+            tensors = [t for t in tensors[1:] if t.dtype in (torch.bool, torch.uint8)]
+        for tensor in tensors:
+            self.tape.read_by_python(tensor)
 
 
-@contextmanager
-def _module_paths(model: nn.Module, tape: _Tape) -> Iterator[None]:
-    """Keep tape.path at the module that is running, through global hooks that are taken off again."""
-    names = {id(module): name for name, module in model.named_modules()}
-
-    def enter(module: nn.Module, args: Any) -> None:
-        tape.path.append(names.get(id(module), tape.path[-1] if tape.path else ""))
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if tape.path:
-            tape.path.pop()
-
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _placeholders(tape: _Tape, inputs: Inputs) -> None:
-    for path, tensor in tensors_in({"args": inputs.args, "kwargs": dict(inputs.kwargs)}):
-        node = tape.graph.placeholder(path.replace(".", "_"))
-        tape.inputs[node.name] = tensor
-        _annotate(node, tape, tensor)
-        _remember(tape, tensor, node)
-
-
-def record(model: nn.Module, inputs: Inputs) -> Capture:
+def record(model: nn.Module, inputs: Inputs, *, mode: Mode = "real") -> Capture:
     """Return the ATen calls of one forward of model in eval mode, as a functional graph.
 
     Raises:
-        CaptureError: the forward raised, or an op cannot be made functional.
+        InputError: model does not take the inputs.
+        CaptureError: the forward raised for another reason, or calls what cannot be recorded.
     """
-    started = time.perf_counter()
+
+    def call_model(tape: Tape, given: Inputs) -> Any:
+        with module_paths(model, tape.path):
+            return model(*given.args, **given.kwargs)
+
     weights = weights_of(model)
-    tape = _Tape(fx.Graph(), {id(w.tensor): w for w in weights})
-    with preserved(model), _module_paths(model, tape):
-        _placeholders(tape, inputs)
-        try:
-            with _Recorder(tape):
-                output = model(*inputs.args, **inputs.kwargs)
-        except CaptureError:
-            raise
-        except Exception as problem:
-            raise CaptureError(
-                f"{type(model).__name__} raised {type(problem).__name__}: {problem} (called with {describe(inputs.args)}, "
-                f"{describe(dict(inputs.kwargs))})"
-            ) from problem
-        outputs = tuple((path, _node(tape, tensor)) for path, tensor in tensors_in(output))
+    return record_call(model, inputs, call_model, weights=weights, tensors=own_tensors(weights), mode=mode)
+
+
+def own_tensors(weights: Iterable[Weight]) -> tuple[tuple[Weight, Tensor], ...]:
+    """Return each weight with its own tensor."""
+    return tuple((weight, weight.tensor) for weight in weights)
+
+
+def record_call(
+    model: nn.Module,
+    inputs: Inputs,
+    call: Call,
+    *,
+    weights: tuple[Weight, ...],
+    tensors: tuple[tuple[Weight, Tensor], ...],
+    mode: Mode,
+    method: Method = "dispatch",
+    name: str = "",
+) -> Capture:
+    """Return what call computes with model, recorded; tensors pairs weights with those of model's that hold them."""
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        originals = stack.enter_context(preserved(model))
+        faked = stack.enter_context(fake_stage(model, inputs, tensors)) if mode == "fake" else None
+        stage = faked or real_stage(inputs, tensors)
+        tape = Tape(stage.tensors, stage.value_of)
+        _placeholders(tape, stage, inputs)
+        output = _run(model, inputs, call, tape, stage)
+        outputs = tuple((path, tape.node(tensor)) for path, tensor in tensors_in(output))
+        del output
     tape.graph.output(tuple(node for _, node in outputs))
     return Capture(
         graph=tape.graph,
@@ -359,7 +223,36 @@ def record(model: nn.Module, inputs: Inputs) -> Capture:
         inputs=tape.inputs,
         outputs=outputs,
         all_weights=weights,
-        model_name=type(model).__name__,
+        model_name=name or type(model).__name__,
+        method=method,
+        mode=mode,
         is_data_dependent=tape.is_data_dependent,
         elapsed_s=time.perf_counter() - started,
+        notes=mutation_notes(originals),
     )
+
+
+def _run(model: nn.Module, inputs: Inputs, call: Call, tape: Tape, stage: Stage) -> Any:
+    try:
+        with stage.mode, _Reads(tape), _Recorder(tape, stage.run):
+            return call(tape, stage.inputs)
+    except AutomapError:
+        raise
+    except Exception as problem:
+        raise refusal(model, inputs, problem) from problem
+
+
+def _placeholders(tape: Tape, stage: Stage, inputs: Inputs) -> None:
+    given = tensors_in({"args": inputs.args, "kwargs": dict(inputs.kwargs)})
+    mine = tensors_in({"args": stage.inputs.args, "kwargs": dict(stage.inputs.kwargs)})
+    for (path, tensor), (_, own) in zip(given, mine, strict=True):
+        tape.placeholder(path.replace(".", "_"), own, tensor)
+
+
+def mutation_notes(originals: Originals) -> tuple[str, ...]:
+    """Return a note where a forward has changed the model it ran."""
+    names = originals.changed
+    if not names:
+        return ()
+    shown = ", ".join(f"`{name}`" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (f"the forward changes {shown} in eval mode; put back as found",)

@@ -46,6 +46,9 @@ def weighted(builder: Builder, value: Any) -> tuple[Ref, Ref] | None:
 def total(builder: Builder, left: Any, right: Any) -> Ref:
     """`left + right`, a weight that multiplies both taken out: `x * w + (b + y * w)` is `(x + y) * w + b`."""
     for whole, rest in ((left, right), (right, left)):
+        spread = _over_parts(builder, whole, rest)
+        if spread is not None:
+            return spread
         factors = _factors(builder, whole)
         for term, others in _terms(builder, rest) if factors is not None else ():
             mine = _factors(builder, term)
@@ -53,6 +56,25 @@ def total(builder: Builder, left: Any, right: Any) -> Ref:
                 common = product(builder, total(builder, factors[0], mine[0]), factors[1])
                 return common if others is None else total(builder, common, others)
     return builder.add("add", torch.add, left, right, shape=_broadcast(builder, left, right))
+
+
+def _over_parts(builder: Builder, joined: Any, table: Any) -> Ref | None:
+    """A table added to tokens and data joined together, as what it adds to each: `cat(t, x) + p` is `cat(t + p', x + p'')`."""
+    node = builder.nodes[joined.index] if isinstance(joined, Ref) else None
+    if node is None or node.op != "cat" or node.role is not Role.ACTIVATION or builder.role(table) is not Role.WEIGHT:
+        return None
+    parts, dim = node.args[0], (node.args[1] if len(node.args) > 1 else 0) % len(node.shape)
+    place = dim - len(node.shape) + len(builder.shape(table))
+    if not any(builder.role(p) is Role.WEIGHT for p in parts) or place < 0 or builder.shape(table)[place] != node.shape[dim]:
+        return None
+    start, moved = 0, []
+    for part in parts:
+        size = builder.shape(part)[dim]
+        shape = tuple(size if d == place else n for d, n in enumerate(builder.shape(table)))
+        piece = builder.add("slice", aten.slice.Tensor, table, place, start, start + size, shape=shape)
+        moved.append(builder.add("add", torch.add, part, piece, shape=builder.shape(part)))
+        start += size
+    return builder.add("cat", torch.cat, moved, dim, shape=node.shape)
 
 
 def _factors(builder: Builder, value: Any) -> tuple[Ref, Ref] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, fx, nn
 
 Method = Literal["dispatch", "export", "hooks"]
@@ -60,23 +61,47 @@ class Capture:
 
 
 def weights_of(model: nn.Module) -> tuple[Weight, ...]:
-    """Return every parameter and every persistent floating-point buffer of model once, with all its names."""
+    """Return every parameter and every persistent floating-point buffer of model once, with all its names.
+
+    Tensors that lie on the same memory in the same shape are one weight, whether one object or several.
+    """
     transient = {
         f"{path}.{name}" if path else name
         for path, module in model.named_modules(remove_duplicate=False)
-        for name in module._non_persistent_buffers_set
+        for name in getattr(module, "_non_persistent_buffers_set", ())
     }
     in_state = set(model.state_dict(keep_vars=True).keys())
-    found: dict[int, tuple[list[str], Tensor, bool]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        found.setdefault(id(parameter), ([], parameter, True))[0].append(name)
+    named = [(name, parameter, True) for name, parameter in model.named_parameters(remove_duplicate=False)]
     for name, buffer in model.named_buffers(remove_duplicate=False):
-        if name not in transient and buffer.is_floating_point() and buffer.layout.__str__() == "torch.strided":
-            found.setdefault(id(buffer), ([], buffer, False))[0].append(name)
+        if name not in transient and buffer.is_floating_point() and buffer.layout == torch.strided:
+            named.append((name, buffer, False))
+    return group_weights(named, in_state)
+
+
+def group_weights(named: Iterable[tuple[str, Tensor, bool]], in_state: Container[str]) -> tuple[Weight, ...]:
+    """Return one Weight for each place in memory, from (name, tensor, whether it is a parameter)."""
+    found: dict[object, tuple[list[str], Tensor, bool]] = {}
+    for name, tensor, is_parameter in named:
+        found.setdefault(_place(tensor), ([], tensor, is_parameter))[0].append(name)
     return tuple(
-        Weight(tuple(names), tensor, is_parameter, tuple(n for n in names if n in in_state))
+        Weight(tuple(names), tensor, is_parameter, tuple(name for name in names if name in in_state))
         for names, tensor, is_parameter in found.values()
     )
+
+
+def _place(tensor: Tensor) -> object:
+    """What is equal for two tensors that always hold the same values."""
+    if tensor.layout != torch.strided:
+        return id(tensor)
+    return storage_key(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Return a number that tensors on the same storage share; tensors without a storage have one of their own."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):
+        return -tensor._cdata
 
 
 def node_site(node: fx.Node) -> dict[str, Any]:
