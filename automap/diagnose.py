@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from automap.align.divergence import Values
 from automap.align.moments import EXACT
 from automap.align.search import Stop
 from automap.align.solve import Solution
-from automap.canonical.flow import Role, site_of
+from automap.align.table import Side
+from automap.canonical.flow import Flow, Role, site_of
+from automap.causes import explain_stop
 from automap.findings import Finding, Site
 from automap.planning import Draft
 from automap.results import Verdict
@@ -25,9 +28,11 @@ def diagnose(solution: Solution, draft: Draft, pins: tuple[str, ...]) -> Diagnos
     """Return what a solution and its plan amount to."""
     findings = [*_pin_findings(draft, pins)]
     relevant = _relevant_stops(solution)
-    findings += [_stop_finding(solution, stop) for stop in relevant]
+    findings += _depth_findings(solution, draft) if relevant else []
+    findings += _stop_findings(solution, relevant)
     findings += _output_findings(solution)
     findings += _quiet_findings(solution, draft)
+    findings += _coincidences(solution)
     order = {"error": 0, "warning": 1, "note": 2}
     findings.sort(key=lambda f: order[f.severity])
     return Diagnosis(tuple(findings), _verdict(solution, draft, findings))
@@ -38,6 +43,53 @@ def _relevant_stops(solution: Solution) -> list[Stop]:
     flow = solution.dest.flow
     wanted = flow.ancestors([index for path, index in flow.outputs if path in _failed_outputs(solution)])
     return [stop for stop in solution.outcome.stops if stop.node in wanted]
+
+
+def _stop_findings(solution: Solution, stops: list[Stop]) -> list[Finding]:
+    """The cause of each stop, one finding for one cause; where none shows, what stopped."""
+    if not stops:
+        return []
+    values = Values(solution)
+    found: dict[str, Finding] = {}
+    for stop in stops[:6]:
+        cause = explain_stop(solution, values, stop) or _stop_finding(solution, stop)
+        if cause.message in found:
+            continue
+        found[cause.message] = replace(cause, notes=(*cause.notes, _consequence(solution, stop)))
+    return list(found.values())
+
+
+def _consequence(solution: Solution, stop: Stop) -> str:
+    if stop.weight is None:
+        return "an output differs in consequence"
+    return f"from `{solution.dest.flow.weights[_leaf(solution, stop.weight)].name}` on, dest's values are none of src's"
+
+
+def _depth_findings(solution: Solution, draft: Draft) -> list[Finding]:
+    """Whole blocks of src that nothing in dest takes, where their siblings are taken."""
+    unused = set(draft.unused) & {w.name for w in solution.src.flow.weights.values()}
+    taken = {w.name for w in solution.src.flow.weights.values()} - unused
+    idle = {p for name in unused for p in _blocks(name)} - {p for name in taken for p in _blocks(name)}
+    siblings = {p.rpartition(".")[0] for name in taken for p in _blocks(name)}
+    tops = sorted(p for p in idle if p.rpartition(".")[0] in siblings and not any(q in idle for q in _blocks(p)[:-1]))
+    if not tops or draft.missing and _has_blocks_left(solution, draft):
+        return []
+    count = sum(any(name.startswith(f"{top}.") for top in tops) for name in unused)
+    message = f"src has blocks that dest has not: {', '.join(f'`{t}`' for t in tops)} ({count} weights, layers without a counterpart)"
+    return [Finding("unused-source", message, Site(tops[0], "block"), None)]
+
+
+def _blocks(name: str) -> list[str]:
+    """The prefixes of a name that end in a number: the numbered blocks that a weight belongs to."""
+    parts = name.split(".")
+    return [".".join(parts[: n + 1]) for n, part in enumerate(parts) if part.isdigit()]
+
+
+def _has_blocks_left(solution: Solution, draft: Draft) -> bool:
+    """Whether whole numbered blocks of dest are without a source as well: then it is not the depth alone."""
+    missing, placed = set(draft.missing), set(draft.plan.entries)
+    left = {p for name in missing for p in _blocks(name)} - {p for name in placed for p in _blocks(name)}
+    return bool(left)
 
 
 def _failed_outputs(solution: Solution) -> list[str]:
@@ -96,6 +148,8 @@ def _output_findings(solution: Solution) -> list[Finding]:
         index = dict(solution.dest.flow.outputs)[path]
         if not any(stop.node in solution.dest.flow.ancestors([index]) for stop in solution.outcome.stops if stop.reason != "output"):
             site = site_of(solution.dest.flow, index)
+            cause = explain_stop(solution, Values(solution), Stop(index, "output"))
+            found += [cause] if cause is not None else []
             found.append(Finding("output-differs", f"output `{path or 'result'}` is nothing that src gives", None, site))
     theirs = {b for _, b, _ in solution.outcome.matched_outputs}
     for path, index in solution.dest.flow.outputs:
@@ -103,6 +157,41 @@ def _output_findings(solution: Solution) -> list[Finding]:
             message = f"output `{path or 'result'}` has no counterpart in src and was not compared"
             found.append(Finding("output-extra", message, None, site_of(solution.dest.flow, index), "warning"))
     return found
+
+
+_POOLS = {"mean", "avg_pool2d", "avg_pool1d", "_adaptive_avg_pool2d", "max_pool2d_with_indices", "amax"}
+_NORMS = {"layer_norm", "group_norm", "rms_norm", "batch_norm"}
+
+
+def _coincidences(solution: Solution) -> list[Finding]:
+    """Pools that change nothing on this input, where both models have them in another order with norms."""
+    orders = [[_kind(side.flow[i].op) for i in _tail(side.flow)] for side in (solution.src, solution.dest)]
+    idle = [i for i in _tail(solution.dest.flow) if _is_idle_pool(solution.dest, i)]
+    idle_src = [i for i in _tail(solution.src.flow) if _is_idle_pool(solution.src, i)]
+    if orders[0] == orders[1] or not (idle or idle_src):
+        return []
+    site = site_of(solution.dest.flow, idle[0]) if idle else None
+    theirs = site_of(solution.src.flow, idle_src[0]) if idle_src else None
+    message = (
+        f"on this input a pool is over a single position and changes nothing: src has {' before '.join(orders[0])} and dest "
+        f"{' before '.join(orders[1])}, which a larger input would tell apart"
+    )
+    return [Finding("rewired", message, theirs, site, "warning", help="match again with a larger sample input")]
+
+
+def _kind(op: str) -> str:
+    return "pool" if op in _POOLS else "norm"
+
+
+def _tail(flow: Flow, count: int = 3) -> list[int]:
+    """The last norms and pools of a model, in order."""
+    found = [n.index for n in flow.nodes if n.role is Role.ACTIVATION and n.op in _POOLS | _NORMS]
+    return found[-count:]
+
+
+def _is_idle_pool(side: Side, index: int) -> bool:
+    node = side.flow[index]
+    return node.op in _POOLS and _count(node.shape) == _count(side.flow[node.operands[0]].shape)
 
 
 def _quiet_findings(solution: Solution, draft: Draft) -> list[Finding]:
@@ -114,8 +203,16 @@ def _quiet_findings(solution: Solution, draft: Draft) -> list[Finding]:
         Finding("zero-filled", f"`{name}` is filled with zeros: src adds nothing there", None, Site(name, "weight"), "note")
         for name in draft.zero_filled
     ]
+    found += [_partly_finding(*partly) for partly in draft.partly]
     found += [Finding("no-effect", f"`{name}` moves no compared output and was left as it is", None, Site(name, "weight"), "note") for name in draft.idle]
     return found
+
+
+def _partly_finding(name: str, blind: int, unknown: int) -> Finding:
+    """Elements that the sample does not read: taken as the others go on, or zero."""
+    rest = f"; {unknown} of them have no counterpart in src and are zero" if unknown else ""
+    message = f"{blind} elements of `{name}` are not read on this input and were taken from src as the others go on{rest}"
+    return Finding("not-executed", message, None, Site(name, "weight"), "warning" if unknown else "note")
 
 
 def _pin_findings(draft: Draft, pins: tuple[str, ...]) -> list[Finding]:

@@ -19,7 +19,8 @@ from automap.results import Evidence
 class Draft:
     """A plan with the evidence for each of its names, and what it leaves alone on both sides.
 
-    `missing` are dest weights that reach a compared output and have no source, `idle` those that reach none.
+    `partly` are weights of which the sample reads some elements only: name, how many it does not read, how many of those
+    src has nothing for. `missing` are dest weights that reach a compared output and have no source, `idle` those that reach none.
     """
 
     plan: Plan
@@ -29,6 +30,7 @@ class Draft:
     unused: tuple[str, ...]
     assumed: tuple[tuple[str, str], ...]
     zero_filled: tuple[str, ...]
+    partly: tuple[tuple[str, int, int], ...] = ()
 
 
 def draft_plan(solution: Solution, reached: set[int]) -> Draft:
@@ -51,7 +53,7 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
     guessed = {name for name, _ in assumed}
     kept = tuple(name for name in dict.fromkeys([*idle, *(w.name for w in silent)]) if name not in guessed)
     plan = Plan(books.entries, solution.src_capture.model_name, solution.dest_capture.model_name)
-    return Draft(plan, books.evidence, tuple(missing), kept, books.unused(), assumed, tuple(books.zero_filled))
+    return Draft(plan, books.evidence, tuple(missing), kept, books.unused(), assumed, tuple(books.zero_filled), tuple(books.partly))
 
 
 def _is_wanted(solution: Solution, leaf: int) -> bool:
@@ -74,9 +76,14 @@ class _Books:
             for i, offset in numbering.offsets.items()
         }
         self.used: set[str] = set()
+        self.partly: list[tuple[str, int, int]] = []
 
     def enter(self, weight: Weight, ids: Tensor, evidence: Evidence) -> None:
         """Add the entries of one dest weight, under each of its names."""
+        is_blind = ids == UNKNOWN
+        if bool(is_blind.any()):
+            ids = extended(ids, list(self.sources.values()))
+            self.partly.append((weight.name, int(is_blind.sum()), int((ids == UNKNOWN).sum())))
         ids = torch.where(ids == UNKNOWN, ZERO, ids)
         if bool((ids == ZERO).all()):
             self.zero_filled.append(weight.name)
@@ -112,6 +119,43 @@ class _Books:
     def unused(self) -> tuple[str, ...]:
         """The src weights that nothing takes."""
         return tuple(w.name for w in self.solution.src_capture.all_weights if w.name not in self.used)
+
+
+def extended(ids: Tensor, sources: list[SourceTensor]) -> Tensor:
+    """Return ids with unknown elements filled in as the known ones go on: rows of a table that the sample does not read.
+
+    The known ones must lie in one source at regular steps along every dim; where they do not, unknown stays unknown.
+    """
+    known = ids >= 0
+    if not bool(known.any()):
+        return ids
+    first = int(ids[known][0])
+    source = next(s for s in sources if s.offset <= first < s.offset + _size(s.shape))
+    places, values = torch.nonzero(known), ids[known] - source.offset
+    steps = _steps(places, values, ids.shape, source.shape)
+    if steps is None:
+        return ids
+    strides, start = steps
+    everywhere = torch.nonzero(torch.ones_like(known))
+    guess = (everywhere @ strides + start).view(ids.shape)
+    fits = (guess >= 0) & (guess < _size(source.shape)) & (ids == UNKNOWN)
+    taken = set(values.tolist()) if len(values) < 100_000 else set()
+    fits &= torch.tensor([g not in taken for g in guess.reshape(-1).tolist()]).view(ids.shape) if taken else fits
+    return torch.where(fits, guess + source.offset, ids)
+
+
+def _steps(places: Tensor, values: Tensor, shape: torch.Size, source: tuple[int, ...]) -> tuple[Tensor, int] | None:
+    """The step in a source for one step along each dim, and where it starts; None where there are no such steps."""
+    natural = [_size(source[d + 1 :]) if len(source) == len(shape) else _size(tuple(shape)[d + 1 :]) for d in range(len(shape))]
+    moves = [d for d in range(len(shape)) if bool((places[:, d] != places[0, d]).any())]
+    sample = torch.linspace(0, len(places) - 1, min(len(places), 4096)).long()
+    system = torch.cat([places[sample][:, moves].double(), torch.ones(len(sample), 1, dtype=torch.float64)], 1)
+    solved = torch.linalg.lstsq(system, values[sample].double().unsqueeze(1), driver="gelsd").solution.squeeze(1).round().long()
+    strides = torch.tensor(natural)
+    for position, dim in enumerate(moves):
+        strides[dim] = solved[position]
+    start = int(values[0] - places[0] @ strides)
+    return (strides, start) if torch.equal(places @ strides + start, values) else None
 
 
 def _endings(a: str, b: str) -> int:

@@ -164,6 +164,8 @@ def sensitivity(solution: Solution, plan: Plan, pairs: list[tuple[str, str]], *,
         theirs = dict(flow.outputs)
         total: Any = 0.0
         generator = torch.Generator().manual_seed(seed)
+        for index in sorted(flow.ancestors([theirs[path] for _, path in pairs])):
+            run.value(index)  # in order, for recursion would go as deep as the model
         for _, path in pairs:
             value = run.value(theirs[path])
             if value.is_floating_point() and value.requires_grad:

@@ -30,6 +30,10 @@ class Claim:
     fill: float = 0.0
 
 
+def _plain(path: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(step for step in path if step != "again")
+
+
 @dataclass(slots=True)
 class _Entry:
     step: int
@@ -119,14 +123,26 @@ class Assignment:
         free = list(sources)
         found: list[tuple[Trace, Trace | None]] = []
         for target in targets:
-            same = next((s for s in free if s.path == target.path), None)
-            if same is not None:
-                free = [s for s in free if s is not same]
+            alike = [s for s in free if _plain(s.path) == _plain(target.path)]
+            same = max(alike, key=lambda s: self._kinship(target, s), default=None)
+            free = [s for s in free if s is not same]
             found.append((target, same))
         for position, (target, source) in enumerate(found):
             if source is None:
                 found[position] = (target, free.pop(0) if free else self._apart(target, found, sources))
         return found
+
+    def _kinship(self, target: Trace, source: Trace) -> int:
+        """How much speaks for two weights being one: what is decided of them already, then their size."""
+        mine, theirs = self._leaf_of(self.dest, target), self._leaf_of(self.src, source)
+        start = self.src.numbering.offsets[theirs]
+        ids = self.ids[mine]
+        is_begun = bool(((ids >= start) & (ids < start + self.src.numbering.sizes[theirs])).any())
+        return 2 * is_begun + (self.dest.numbering.sizes[mine] == self.src.numbering.sizes[theirs])
+
+    def _leaf_of(self, side: Side, trace: Trace) -> int:
+        first = int(trace.ids.max())
+        return next(leaf for leaf, start in side.numbering.offsets.items() if start <= first < start + side.numbering.sizes[leaf])
 
     def _apart(self, target: Trace, found: list[tuple[Trace, Trace | None]], sources: list[Trace]) -> Trace | None:
         """A source already paired serves again where its other target covers other elements."""

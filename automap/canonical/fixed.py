@@ -1,6 +1,7 @@
 """Tells buffers that are constants of the architecture (masks, coordinate tables) from buffers that are state.
 
-A buffer is fixed where it is only compared, never computed with, or where the other model holds the very same values.
+A buffer is fixed where it is only compared, never computed with, where it is a mask of zeros and ones, or where the other
+model holds the very same values.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ def fixed_buffers(mine: Capture, other: Capture) -> frozenset[str]:
     theirs = [w.tensor for w in other.weights.values() if not w.is_parameter] + list(other.constants.values())
     found = set()
     for name, weight in mine.weights.items():
-        if not weight.is_parameter and (_is_only_compared(nodes[name]) or any(_holds_same(weight.tensor, t) for t in theirs)):
+        if not weight.is_parameter and (
+            _is_only_compared(nodes[name]) or _is_binary(weight.tensor) or any(_holds_same(weight.tensor, t) for t in theirs)
+        ):
             found.add(weight.name)
     return frozenset(found)
 
@@ -33,6 +36,12 @@ def _is_only_compared(node: fx.Node) -> bool:
         if name not in _COMPARISONS and not (name in _LAYOUT and _is_only_compared(user)):
             return False
     return True
+
+
+def _is_binary(value: Tensor) -> bool:
+    """Whether a buffer holds zeros and ones, both of them and nothing else."""
+    flat = value.detach().reshape(-1)
+    return flat.numel() > 1 and bool(((flat == 0) | (flat == 1)).all()) and bool((flat != flat[0]).any())
 
 
 def _holds_same(a: Tensor, b: Tensor) -> bool:

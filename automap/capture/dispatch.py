@@ -1,7 +1,7 @@
 """Records one forward below all Python spellings: every ATen call, with weights recognised by where they lie.
 
-Comes in: a model and its inputs. Goes out: a Capture whose graph is functional, in-place ops rewritten as new values for
-every alias of the storage they wrote.
+Comes in: a model and its inputs. Goes out: a Capture whose graph is functional, in-place ops rewritten as new values
+for every alias of the storage they wrote.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class _Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs every op, and writes it on the tape."""
 
     supports_higher_order_operators = True
 
     def __init__(self, tape: Tape, run: Callable[[Any, Any, Any], Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
         self.run = run
 
@@ -66,8 +66,8 @@ class _Recorder(TorchDispatchMode):
         known = facts(func)
         if known.reads_value or known.has_dynamic_shape:
             self._note_read(func, args)
-            if known.reads_value:
-                return self.run(func, args, kwargs)
+        if known.is_query:
+            return self.run(func, args, kwargs)
         if known.is_mutable:
             written = written_by(func, args, kwargs)
             if written:
@@ -203,15 +203,19 @@ def record_call(
     mode: Mode,
     method: Method = "dispatch",
     name: str = "",
+    prefix: str = "",
 ) -> Capture:
-    """Return what call computes with model, recorded; tensors pairs weights with those of model's that hold them."""
+    """Return what call computes with model, recorded.
+
+    `tensors` pairs weights with those of model's that hold them; prefix is what model puts before their names.
+    """
     started = time.perf_counter()
     with ExitStack() as stack:
         originals = stack.enter_context(preserved(model))
         faked = stack.enter_context(fake_stage(model, inputs, tensors)) if mode == "fake" else None
         stage = faked or real_stage(inputs, tensors)
         tape = Tape(stage.tensors, stage.value_of)
-        _placeholders(tape, stage, inputs)
+        tape.take(inputs, stage.inputs)
         output = _run(model, inputs, call, tape, stage)
         outputs = tuple((path, tape.node(tensor)) for path, tensor in tensors_in(output))
         del output
@@ -228,7 +232,7 @@ def record_call(
         mode=mode,
         is_data_dependent=tape.is_data_dependent,
         elapsed_s=time.perf_counter() - started,
-        notes=mutation_notes(originals),
+        notes=mutation_notes(originals, prefix),
     )
 
 
@@ -242,16 +246,9 @@ def _run(model: nn.Module, inputs: Inputs, call: Call, tape: Tape, stage: Stage)
         raise refusal(model, inputs, problem) from problem
 
 
-def _placeholders(tape: Tape, stage: Stage, inputs: Inputs) -> None:
-    given = tensors_in({"args": inputs.args, "kwargs": dict(inputs.kwargs)})
-    mine = tensors_in({"args": stage.inputs.args, "kwargs": dict(stage.inputs.kwargs)})
-    for (path, tensor), (_, own) in zip(given, mine, strict=True):
-        tape.placeholder(path.replace(".", "_"), own, tensor)
-
-
-def mutation_notes(originals: Originals) -> tuple[str, ...]:
+def mutation_notes(originals: Originals, prefix: str = "") -> tuple[str, ...]:
     """Return a note where a forward has changed the model it ran."""
-    names = originals.changed
+    names = [name.removeprefix(prefix) for name in originals.changed]
     if not names:
         return ()
     shown = ", ".join(f"`{name}`" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

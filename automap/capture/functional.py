@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -44,6 +44,7 @@ class Rewrite:
 class Facts:
     """What there is to know of an op before it runs."""
 
+    is_query: bool
     is_mutable: bool
     is_random: bool
     is_view_in_place: bool
@@ -75,13 +76,16 @@ class Copied:
         return (*(t for t in pytree.tree_leaves(result) if id(t) not in known), *written)
 
 
-@lru_cache(maxsize=None)
+@cache
 def facts(op: Any) -> Facts:
     """Return what there is to know of op."""
     name = _plain_name(op)
     tags = getattr(op, "tags", ())
+    is_mutable = op._schema.is_mutable or op in _UNDECLARED
+    gives_tensor = any("Tensor" in str(returned.type) for returned in op._schema.returns)
     return Facts(
-        is_mutable=op._schema.is_mutable or op in _UNDECLARED,
+        is_query=not gives_tensor and not is_mutable,
+        is_mutable=is_mutable,
         is_random=op.namespace == "aten" and name in _RANDOM,
         is_view_in_place=torch.Tag.inplace_view in tags,
         reads_value=torch.Tag.data_dependent_output in tags or op is aten.equal.default,
@@ -102,7 +106,7 @@ def written_by(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[
     return list({id(tensor): tensor for tensor in found}.values())
 
 
-@lru_cache(maxsize=None)
+@cache
 def rewrite(op: Any) -> Rewrite:
     """Return the functional call for an op that writes."""
     if op is aten.native_batch_norm.default:

@@ -24,7 +24,7 @@ from automap.capture.result import storage_key
 from automap.capture.snapshot import Snapshot, snapshot
 
 
-class Originals(TorchDispatchMode):
+class Originals(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the content of a model's storages from before the first write to each, and puts it back.
 
     `changed` names what a forward has left different, once it has been put back.
@@ -33,7 +33,7 @@ class Originals(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, tensors: dict[int, tuple[str, Tensor]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.changed: tuple[str, ...] = ()
         self._held = [(tensor, _alias(tensor), tensor.requires_grad) for _, tensor in tensors.values()]
         self._names: dict[int, str] = {}
@@ -53,7 +53,7 @@ class Originals(TorchDispatchMode):
         if key in self._names and key not in self._saved and tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             if storage.device.type != "meta":
-                self._saved[key] = (storage, storage.clone())
+                self._saved[key] = (storage, storage.clone())  # type: ignore[no-untyped-call]
 
     def put_back(self, replaced: tuple[str, ...]) -> None:
         """Restore all values; replaced are names already known to have changed."""
@@ -79,14 +79,14 @@ def _alias(tensor: Tensor) -> Tensor | None:
 
 
 def _same(a: torch.UntypedStorage, b: torch.UntypedStorage) -> bool:
-    views = [torch.empty(0, dtype=torch.uint8, device=s.device).set_(s) for s in (a, b)]  # type: ignore[call-overload]
+    views = [torch.empty(0, dtype=torch.uint8, device=s.device).set_(s) for s in (a, b)]
     return torch.equal(*views)
 
 
 @contextmanager
 def _random_state() -> Iterator[None]:
     python, array = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         try:
             yield

@@ -71,7 +71,9 @@ def weights_of(model: nn.Module) -> tuple[Weight, ...]:
         for name in getattr(module, "_non_persistent_buffers_set", ())
     }
     in_state = set(model.state_dict(keep_vars=True).keys())
-    named = [(name, parameter, True) for name, parameter in model.named_parameters(remove_duplicate=False)]
+    named: list[tuple[str, Tensor, bool]] = [
+        (name, parameter, True) for name, parameter in model.named_parameters(remove_duplicate=False)
+    ]
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if name not in transient and buffer.is_floating_point() and buffer.layout == torch.strided:
             named.append((name, buffer, False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +16,16 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
-_KIND: dict[str, str] = {}
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_OWNERS: dict[str, str] = {}
 
 
-def _kind(file: str) -> str:
-    """Whose code a file is: "torch", "capture" or "user"."""
-    found = _KIND.get(file)
+def owner_of(file: str) -> str:
+    """Return whose code a file is: "torch", "capture" or "user"."""
+    found = _OWNERS.get(file)
     if found is None:
         is_torch = file.startswith((_TORCH, "<"))
-        found = _KIND[file] = "torch" if is_torch else "capture" if file.startswith(_HERE) else "user"
+        found = _OWNERS[file] = "torch" if is_torch else "capture" if file.startswith(_HERE) else "user"
     return found
 
 
@@ -34,16 +36,22 @@ def user_line() -> tuple[str, int] | None:
     model, and nothing beyond them is the model's.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _kind(frame.f_code.co_filename) == "capture":
+    while frame is not None and owner_of(frame.f_code.co_filename) == "capture":
         frame = frame.f_back
     while frame is not None:
-        kind = _kind(frame.f_code.co_filename)
-        if kind == "user":
+        owner = owner_of(frame.f_code.co_filename)
+        if owner == "user":
             return frame.f_code.co_filename, frame.f_lineno
-        if kind == "capture" and frame.f_code.co_name in ("call_model", "run_node"):
+        if owner == "capture" and frame.f_code.co_name == "call_model":
             return None
         frame = frame.f_back
     return None
+
+
+def line_of_trace(trace: str | None) -> tuple[str, int] | None:
+    """Return the user's innermost file and line in a printed traceback."""
+    found = _FRAME.findall(trace or "")
+    return next(((file, int(line)) for file, line in reversed(found) if owner_of(file) == "user"), None)
 
 
 @contextmanager

@@ -8,10 +8,11 @@ computed for real beside their fakes, so that masks and positions are known and 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,11 @@ from torch._subclasses.fake_tensor import (
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from automap.capture.caches import without_new_results
 from automap.capture.functional import written_by
 from automap.capture.result import Weight, storage_key
 from automap.capture.structure import map_tensors
+from automap.capture.tape import hold
 from automap.inputs import Inputs
 
 _SHADOW_LIMIT = 100_000  # elements; larger values are not computed beside their fakes
@@ -38,7 +41,7 @@ class Stage:
 
     inputs: Inputs
     tensors: tuple[tuple[Weight, Tensor], ...]
-    mode: ContextManager[Any]
+    mode: AbstractContextManager[Any]
     run: Callable[[Any, Any, Any], Any]
     value_of: Callable[[Tensor], Tensor]
 
@@ -61,28 +64,41 @@ def fake_stage(model: nn.Module, inputs: Inputs, weights: Iterable[tuple[Weight,
     mode = own or FakeTensorMode(allow_non_fake_inputs=True)
     allowed, mode.allow_non_fake_inputs = mode.allow_non_fake_inputs, True
     shadows = _Shadows(mode)
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(quiet())
+        stack.enter_context(without_new_results())
+        stack.callback(setattr, mode, "allow_non_fake_inputs", allowed)
         learned = {tensor._cdata for _, tensor in weights}
         fakes = {t._cdata: _faked(t, mode) for t in named if t.layout == torch.strided}
         for tensor in named:
             if tensor._cdata not in learned and tensor._cdata in fakes:
                 shadows.cast(fakes[tensor._cdata], tensor)
+        stack.callback(exchange, model, {fakes[t._cdata]._cdata: t for t in named if t._cdata in fakes})
         exchange(model, fakes)
         tensors = [(weight, fakes.get(tensor._cdata, tensor)) for weight, tensor in weights]
         yield Stage(_copied(inputs, shadows.faked), tuple(tensors), mode, shadows.run, shadows.value_of)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch from logging what goes wrong under fake tensors: it is raised as well."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
     finally:
-        mode.allow_non_fake_inputs = allowed
+        log.disabled = before
 
 
-def exchange(model: nn.Module, fakes: dict[int, Tensor]) -> None:
-    """Put fakes in the place of model's tensors, in every attribute and container that holds them."""
+def exchange(model: nn.Module, others: dict[int, Tensor]) -> None:
+    """Put others in the place of model's tensors, in every attribute and list that holds them."""
     for module in model.modules():
         for held in (module._parameters, module._buffers, vars(module)):
             for name, value in list(held.items()):
-                if isinstance(value, Tensor) and value._cdata in fakes:
-                    held[name] = fakes[value._cdata]  # type: ignore[assignment]
+                if isinstance(value, Tensor) and value._cdata in others:
+                    held[name] = others[value._cdata]  # type: ignore[assignment]
                 elif type(value) is list:
-                    value[:] = [fakes.get(v._cdata, v) if isinstance(v, Tensor) else v for v in value]
+                    value[:] = [others.get(v._cdata, v) if isinstance(v, Tensor) else v for v in value]
 
 
 def _copied(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
@@ -194,7 +210,7 @@ class _Shadows:
             return self._set(tensor, _fresh(tensor))
 
     def _set(self, fake: Tensor, real: Tensor) -> Tensor:
-        self._real[fake._cdata] = torch._C._WeakTensorRef(fake), real
+        self._real[fake._cdata] = hold(fake), real
         return real
 
     def _forget(self, written: list[Tensor]) -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from automap.capture.result import Weight, storage_key
+from automap.capture.structure import tensors_in
+from automap.inputs import Inputs
 
 aten = torch.ops.aten
 _INDEX, _INDEX_LIMIT = (torch.int64, torch.int32), 100_000  # numbers that may choose rows are kept with their node
@@ -133,8 +135,15 @@ class Tape:
         for weight, tensor in tensors:
             self._weights.setdefault(storage_key(tensor), []).append((weight, tensor))
 
-    def placeholder(self, name: str, tensor: Tensor, given: Tensor) -> None:
-        """Add an input: tensor in this run, given by the caller."""
+    def take(self, given: Inputs, own: Inputs) -> None:
+        """Add a placeholder for every tensor of the inputs; own is what they are in this run."""
+        mine = tensors_in({"args": own.args, "kwargs": dict(own.kwargs)})
+        for (path, tensor), (_, stand_in) in zip(
+            tensors_in({"args": given.args, "kwargs": dict(given.kwargs)}), mine, strict=True
+        ):
+            self._placeholder(path.replace(".", "_"), stand_in, tensor)
+
+    def _placeholder(self, name: str, tensor: Tensor, given: Tensor) -> None:
         node = self.graph.placeholder(name)
         self.inputs[node.name] = given
         self.annotate(node, given if given.device.type != "meta" else tensor)
@@ -148,9 +157,11 @@ class Tape:
         self.annotate(node, value)
         return node
 
-    def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+    def call(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, name: str | None = None
+    ) -> fx.Node:
         """Add a call, marked as learned where it reads something learned."""
-        name = self._names.get(target)
+        name = name or self._names.get(target)
         if name is None:
             name = self._names[target] = self.graph._target_to_str(target)
         node = self.graph.create_node("call_function", target, name=name)
@@ -188,14 +199,14 @@ class Tape:
         """Let node hold tensor's value as of now."""
         key = storage_key(tensor)
         if tensor.layout != torch.strided:
-            self._known[tensor._cdata] = Known(node, key, 0, tuple(tensor.shape), (), torch._C._WeakTensorRef(tensor))
+            self._known[tensor._cdata] = Known(node, key, 0, tuple(tensor.shape), (), hold(tensor))
             return node
         storage = self._storages.get(key)
         if storage is None:
             storage = self._open(key, tensor)
         if not storage.pieces:
             storage.pieces.append(Piece(node, Geometry.of(tensor)))
-        alive = torch._C._WeakTensorRef(tensor)
+        alive = hold(tensor)
         known = Known(node, key, storage.version, tuple(tensor.shape), tensor.stride(), alive)
         self._known[tensor._cdata] = known
         return node
@@ -213,6 +224,16 @@ class Tape:
         if known.version == storage.version and not is_moved:
             return known.node
         return self.remember(tensor, self._seen(tensor, storage))
+
+    def holder(self, tensor: Tensor) -> fx.Node | None:
+        """Return the node that tensor or, where it is a view, its storage was last known by, or None."""
+        key = storage_key(tensor)
+        known, storage = self._known.get(tensor._cdata), self._storages.get(key)
+        if known is not None and known.storage == key and (storage is None or known.version == storage.version):
+            return known.node
+        if storage is not None and storage.pieces:
+            return storage.pieces[-1].node
+        return self.node(tensor) if key in self._weights else None
 
     def write(self, tensor: Tensor, result: fx.Node) -> None:
         """Let result be tensor's value from now on, and be seen through every alias of its storage."""
@@ -258,7 +279,7 @@ class Tape:
             node, geometry = make(), Geometry.of(tensor)
             storage.pieces.insert(0, Piece(node, geometry))
             storage.flat, storage.folded = None, 0
-            alive = torch._C._WeakTensorRef(tensor)
+            alive = hold(tensor)
             self._known[tensor._cdata] = Known(node, key, 0, geometry.shape, geometry.stride, alive)
 
     def _weight(self, weight: Weight, tensor: Tensor) -> fx.Node:
@@ -335,6 +356,11 @@ class Tape:
         return self.derive(aten.view.dtype, (flat, dtype), _line(storage, dtype))
 
 
+def hold(tensor: Tensor) -> Any:
+    """Return what keeps tensor's address from being used again, without keeping its memory."""
+    return torch._C._WeakTensorRef(tensor)  # type: ignore[attr-defined]
+
+
 def _line(storage: Storage, dtype: torch.dtype) -> Geometry:
     return Geometry((storage.size_bytes // dtype.itemsize,), (1,), 0, dtype)
 
@@ -348,4 +374,4 @@ class _Alive:
         self.handle = storage._weak_ref()
 
     def __del__(self) -> None:
-        torch.UntypedStorage._free_weak_ref(self.handle)
+        torch.UntypedStorage._free_weak_ref(self.handle)  # type: ignore[no-untyped-call]
