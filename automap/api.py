@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,12 +13,16 @@ from torch import Tensor, nn
 
 from automap import verify as verification
 from automap.align import Solution, solve
-from automap.capture import Capture, record
+from automap.capture import Capture
+from automap.capture import capture as recorded
+from automap.capture.result import Method
+from automap.depth import depth_finding
 from automap.diagnose import Diagnosis, diagnose
-from automap.errors import MismatchError, OutputError
-from automap.inputs import Inputs
-from automap.planning import draft_plan
-from automap.results import CaptureSummary, Evidence, Match, Parity, ParityCheck, Transfer
+from automap.errors import InputError, MismatchError, OutputError
+from automap.findings import Finding
+from automap.inputs import Inputs, describe_call, short_size
+from automap.planning import Draft, draft_plan
+from automap.results import CaptureSummary, Evidence, Match, Parity, Transfer
 
 Verify = Literal["quick", "default", "thorough"]
 
@@ -31,7 +37,7 @@ def match(
     dest_output: str | None = None,
     seed: int = 0,
     pins: Sequence[str] = (),
-    capture: str = "dispatch",
+    capture: Method = "dispatch",
 ) -> Match:
     """Return how dest's weights are made of src's, what stands in the way, and how sure each part is.
 
@@ -65,13 +71,17 @@ def match(
 
 def _matched(
     src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any,
-    src_output: str | None, dest_output: str | None, seed: int, pins: tuple[str, ...], method: str,
+    src_output: str | None, dest_output: str | None, seed: int, pins: tuple[str, ...], method: Method,
 ) -> tuple[Match, Solution, Diagnosis]:  # fmt: skip
     src_inputs = Inputs.of(sample_input)
     dest_inputs = src_inputs if dest_input is None else Inputs.of(dest_input)
     started = time.perf_counter()
-    mine = _selected(record(src, src_inputs), src_output, "src")
-    theirs = _selected(record(dest, dest_inputs), dest_output, "dest")
+    with _other_shown(dest, dest_inputs):
+        mine = _selected(recorded(src, src_inputs, method=method), src_output, "src")
+    with _other_shown(src, src_inputs):
+        theirs = _selected(recorded(dest, dest_inputs, method=method), dest_output, "dest")
+    if mine.mode == "real":
+        verification.refuse_nan(src, src_inputs, [path for path, _ in mine.outputs])
     captured = time.perf_counter()
     solution = solve(mine, theirs, dest, dest_inputs, seed=seed)
     matched = solution.outcome.matched_outputs
@@ -80,6 +90,14 @@ def _matched(
     planned = time.perf_counter()
     draft = draft_plan(solution, reached)
     found = diagnose(solution, draft, pins)
+    if "hooks" in (mine.method, theirs.method):
+        draft, found = _held_to_models(solution, draft, found, src, dest, src_inputs, dest_inputs, seed)
+    deeper = depth_finding(solution.src.flow.weights.values(), solution.dest.flow.weights.values())
+    if deeper is not None and found.verdict != "complete":
+        found = _with_depth(found, deeper)
+    if not compared_outputs(solution):
+        found = Diagnosis((*found.findings, _not_comparable(mine, theirs)), found.verdict)
+        found = replace(found, verdict="differs") if found.verdict == "complete" else found
     done = time.perf_counter()
     timings = {"capture": captured - started, **solution.timings_s, "plan": done - planned}
     result = Match(
@@ -89,12 +107,56 @@ def _matched(
     return result, solution, found
 
 
+@contextmanager
+def _other_shown(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Let the error for an input that does not fit one model show how the other one was to be called."""
+    try:
+        yield
+    except InputError as problem:
+        raise InputError(f"{problem}\n{describe_call(model, inputs)}", help=problem.help) from problem
+
+
+def _held_to_models(
+    solution: Solution, draft: Draft, found: Diagnosis, src: nn.Module, dest: nn.Module,
+    src_inputs: Inputs, dest_inputs: Inputs, seed: int,
+) -> tuple[Draft, Diagnosis]:  # fmt: skip
+    """Hooks see modules only: nothing is proved by them, and complete is what the models themselves confirm."""
+    evidence: dict[str, Evidence] = {n: "aligned" if e == "proved" else e for n, e in draft.evidence.items()}
+    draft, pairs = replace(draft, evidence=evidence), compared_outputs(solution)
+    if found.verdict != "complete":
+        return draft, found
+    check = verification.drawn_check(solution, draft.plan, src, dest, src_inputs, dest_inputs, pairs, seed=seed + 401)
+    if check.is_equal:
+        return draft, found
+    message = "the modules align and the outputs differ on equal weights: something between the modules is not the same"
+    differs = Finding("output-differs", message, help="hooks do not see what; record with --capture dispatch")
+    return draft, Diagnosis((differs, *found.findings), "differs")
+
+
+def _with_depth(found: Diagnosis, deeper: Finding) -> Diagnosis:
+    """Put a difference in depth first: behind it, what weights go where has no answer."""
+    sites = [site for f in found.findings for site in (f.src, f.dest) if site is not None]
+    findings = found.findings if any(site.kind == "block" for site in sites) else (deeper, *found.findings)
+    return Diagnosis(findings, "impossible" if found.verdict == "differs" else found.verdict)
+
+
+def _not_comparable(src: Capture, dest: Capture) -> Finding:
+    """Say that no two outputs have as many numbers, and what there is."""
+    kinds = []
+    for found in (src, dest):
+        words = [f"`{p or 'result'}` {short_size(n.meta['dtype'], n.meta['shape'])}" for p, n in found.outputs]
+        kinds.append(", ".join(words[:4]) + (", ..." if len(words) > 4 else ""))
+    message = f"no output of dest can be compared with one of src's: src gives {kinds[0]}; dest gives {kinds[1]}"
+    return Finding("output-differs", message, help="name two that should be equal: --src-output and --dest-output")
+
+
 def _selected(found: Capture, path: str | None, side: str) -> Capture:
     """The capture with only the outputs at or below a path."""
-    from dataclasses import replace
-
     if not found.outputs:
-        raise OutputError(f"{side} {found.model_name} gives no tensors to compare")
+        raise OutputError(
+            f"{side} {found.model_name} gives no tensors to compare",
+            help="wrap it in a module whose forward returns the tensor that matters: path/to/file.py:factory",
+        )
     if path is None:
         return found
     kept = tuple((p, node) for p, node in found.outputs if p == path or p.startswith(f"{path}."))
@@ -108,7 +170,16 @@ def _selected(found: Capture, path: str | None, side: str) -> Capture:
 
 def _summary(found: Capture, model: nn.Module) -> CaptureSummary:
     size = sum(w.tensor.numel() * w.tensor.element_size() for w in found.all_weights)
-    return CaptureSummary(type(model).__name__, found.method, found.mode, found.op_count, len(found.all_weights), size, found.elapsed_s)
+    return CaptureSummary(
+        type(model).__name__,
+        found.method,
+        found.mode,
+        found.op_count,
+        len(found.all_weights),
+        size,
+        found.elapsed_s,
+        found.notes,
+    )
 
 
 def transfer(
@@ -124,7 +195,7 @@ def transfer(
     src_output: str | None = None,
     dest_output: str | None = None,
     pins: Sequence[str] = (),
-    capture: str = "dispatch",
+    capture: Method = "dispatch",
 ) -> Transfer:
     """Return the proof that dest now computes what src computes: match, apply in place, verify.
 
@@ -132,7 +203,7 @@ def transfer(
         src: the model that has the weights; not modified.
         dest: the model that wants them; its weights are replaced, its mode and hooks are not.
         sample_input: what src is called with, as for `match`.
-        dest_input: the same for dest, where its signature differs.
+        dest_input: the same for dest.
         strict: raise unless everything matches and the outputs agree, and leave dest as it was; if False, place
             what is known and return the result whatever it is.
         verify: `quick` compares once with the given weights, `default` also on fresh random weights and inputs in
@@ -148,24 +219,34 @@ def transfer(
         MismatchError: strict, and the models do not match; it carries the Transfer.
         CaptureError, InputError, OutputError: as for `match`.
     """
-    found, solution, _ = _matched(src, dest, sample_input, dest_input, src_output, dest_output, seed, tuple(pins), capture)
+    found, solution, _ = _matched(
+        src, dest, sample_input, dest_input, src_output, dest_output, seed, tuple(pins), capture
+    )
     if strict and not found.is_complete:
         result = Transfer(found, None, _tested(found, (), False), False, tolerance or 0.0, found.timings_s)
         raise MismatchError(f"{type(src).__name__} and {type(dest).__name__} do not match: {found.verdict}", result)
-    started = time.perf_counter()
-    before = _place(dest, found.plan.apply(src.state_dict()))
-    placed = time.perf_counter()
-    src_inputs = Inputs.of(sample_input)
-    dest_inputs = src_inputs if dest_input is None else Inputs.of(dest_input)
-    parity = _proof(solution, found, src, dest, src_inputs, dest_inputs, verify, tolerance, seed)
-    timings = {**found.timings_s, "apply": placed - started, "verify": time.perf_counter() - placed}
-    limit = max((o.tolerance for c in parity.checks for o in c.outputs if c.weights == "own"), default=tolerance or 0.0)
-    evidence = _tested(found, parity.unverifiable, parity.is_equal)
-    result = Transfer(found, parity, evidence, True, limit, timings)
+    inputs = Inputs.of(sample_input)
+    dest_inputs = inputs if dest_input is None else Inputs.of(dest_input)
+    result, before = _carried_over(found, solution, src, dest, inputs, dest_inputs, verify, tolerance, seed)
     if strict and not result.is_equal:
         _place(dest, before)
         raise MismatchError("the outputs differ after the transfer; dest was left as it was", result)
     return result
+
+
+def _carried_over(
+    found: Match, solution: Solution, src: nn.Module, dest: nn.Module, src_inputs: Inputs, dest_inputs: Inputs,
+    mode: Verify, tolerance: float | None, seed: int,
+) -> tuple[Transfer, dict[str, Tensor]]:  # fmt: skip
+    """Place what the plan gives and verify it; also return what dest held before."""
+    started = time.perf_counter()
+    before = _place(dest, found.plan.apply(src.state_dict()))
+    placed = time.perf_counter()
+    parity = _proof(solution, found, src, dest, src_inputs, dest_inputs, mode, tolerance, seed)
+    timings = {**found.timings_s, "apply": placed - started, "verify": time.perf_counter() - placed}
+    limit = max((o.tolerance for c in parity.checks for o in c.outputs if c.weights == "own"), default=tolerance or 0.0)
+    evidence = _tested(found, parity.unverifiable, parity.is_equal)
+    return Transfer(found, parity, evidence, True, limit, timings), before
 
 
 def _place(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,17 +265,21 @@ def _proof(
     mode: Verify, tolerance: float | None, seed: int,
 ) -> Parity:  # fmt: skip
     pairs = compared_outputs(solution)
-    checks: list[ParityCheck | None] = []
-    still: tuple[str, ...] = ()
-    power: float | None = None
-    if pairs and mode != "quick" and found.is_complete:
-        for extra in range(3 if mode == "thorough" else 1):
-            checks.append(verification.random_check(solution, found.plan, pairs, seed=seed + 101 + extra, fresh_inputs=False))
-            checks.append(verification.random_check(solution, found.plan, pairs, seed=seed + 201 + extra, fresh_inputs=True))
-        still, power = verification.sensitivity(solution, found.plan, pairs, seed=seed + 301)
+    tests: list[verification.RandomTest] = []
+    is_whole = "hooks" not in (solution.src_capture.method, solution.dest_capture.method)
+    if pairs and mode != "quick" and found.is_complete and is_whole:
+        draws = 3 if mode == "thorough" else 1
+        tests = [verification.random_test(solution, found.plan, pairs, seed=seed + 101 + n) for n in range(draws)]
+    checks = [check for test in tests for check in test.checks]
+    if pairs and mode != "quick" and found.is_complete and not is_whole:
+        checks.append(
+            verification.drawn_check(solution, found.plan, src, dest, src_inputs, dest_inputs, pairs, seed=seed + 101)
+        )
     if pairs:
         checks.append(verification.own_check(src, dest, src_inputs, dest_inputs, pairs, tolerance))
-    return Parity(tuple(c for c in checks if c is not None), still, power)
+    still = set(tests[0].still).intersection(*(test.still for test in tests)) if tests else set()
+    powers = [test.input_sensitivity for test in tests if test.input_sensitivity is not None]
+    return Parity(tuple(checks), tuple(sorted(still)), min(powers, default=None))
 
 
 def compared_outputs(solution: Solution) -> list[tuple[str, str]]:
@@ -203,10 +288,12 @@ def compared_outputs(solution: Solution) -> list[tuple[str, str]]:
     if matched:
         return matched
     src, dest = solution.src.flow, solution.dest.flow
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for path, index in dest.outputs:
         size = _count(dest[index].shape)
-        twin = next((p for p, i in src.outputs if _count(src[i].shape) == size and p not in [a for a, _ in pairs]), None)
+        twin = next(
+            (p for p, i in src.outputs if _count(src[i].shape) == size and p not in [a for a, _ in pairs]), None
+        )
         if twin is not None:
             pairs.append((twin, path))
     return pairs

@@ -59,20 +59,36 @@ def _causes(solution: Solution, found: Divergence) -> list[_Cause]:
         causes += _unused_weights(solution, node, found)
         causes.append(_foreign(solution, node, found))
     elif not causes:
-        causes.append(_Cause(7, _finding(solution, "rewired", f"{_named(dest, node)} in dest reads other values than {_named(src, src[same[0]])} in src", same[0], node.index)))
+        causes.append(
+            _Cause(
+                7,
+                _finding(
+                    solution,
+                    "rewired",
+                    f"{_named(dest, node)} in dest reads other values than {_named(src, src[same[0]])} in src",
+                    same[0],
+                    node.index,
+                ),
+            )
+        )
     return causes
 
 
 def _differences(solution: Solution, mine: Node, theirs: Node) -> list[_Cause]:
     """What two ops of one kind with equal operands differ in."""
-    dest, src = solution.dest.flow, solution.src.flow
+    dest = solution.dest.flow
     if mine.op == "matmul" and _count(mine.shape) != _count(theirs.shape):
-        text = f"the product has shape {list(theirs.shape)} in src and {list(mine.shape)} in dest: another number of heads, or another view of the same width"
+        text = (
+            f"the product has shape {list(theirs.shape)} in src and {list(mine.shape)} in dest: another "
+            f"number of heads, or another view of the same width"
+        )
         return [_Cause(0, _finding(solution, "shape-differs", text, theirs.index, mine.index))]
     found = []
     ours, others = scalars(mine), scalars(theirs)
     for name in dict.fromkeys([*others, *ours]):
-        if ours.get(name) != others.get(name) and not (name in ("argument 1", "normalized shape") and isinstance(ours.get(name), tuple)):
+        if ours.get(name) != others.get(name) and not (
+            name in ("argument 1", "normalized shape") and isinstance(ours.get(name), tuple)
+        ):
             label = _meaning(dest, mine, name, ours.get(name), others.get(name))
             text = f"{mine.op} {label} {others.get(name)} in src, {ours.get(name)} in dest"
             found.append(_Cause(1, _finding(solution, "attribute-differs", text, theirs.index, mine.index)))
@@ -90,10 +106,16 @@ def _weight_side(solution: Solution, mine: Node, theirs: Node) -> list[_Cause]:
         for name, value in scalars(a).items() if a.op == b.op else ():
             other = scalars(b).get(name)
             if isinstance(value, (int, float)) and value != other:
-                text = f"{a.op} {_meaning(dest, a, name, value, other)} {other} in src, {value} in dest, in what becomes of `{_leaf_name(dest, a.index)}`"
+                text = (
+                    f"{a.op} {_meaning(dest, a, name, value, other)} {other} in src, {value} in dest, in "
+                    f"what becomes of `{_leaf_name(dest, a.index)}`"
+                )
                 found.append(_Cause(1, _finding(solution, "attribute-differs", text, b.index, a.index)))
     if not found and [n.op for n in ours] != [n.op for n in others]:
-        text = f"the weight goes through {_ops(others)} in src and through {_ops(ours)} in dest before it is used (`{_leaf_name(dest, mine.index)}`)"
+        text = (
+            f"the weight goes through {_ops(others)} in src and through {_ops(ours)} in dest before it is "
+            f"used (`{_leaf_name(dest, mine.index)}`)"
+        )
         found.append(_Cause(2, _finding(solution, "attribute-differs", text, theirs.index, mine.index)))
     return found
 
@@ -103,7 +125,11 @@ def _computed(flow: Flow, node: Node) -> list[Node]:
     from automap.canonical.rules.layout import MOVES
 
     behind = flow.ancestors([i for i in node.operands if flow[i].role is Role.WEIGHT])
-    return [flow[i] for i in sorted(behind) if flow[i].role is Role.WEIGHT and flow[i].op != "weight" and flow[i].op not in MOVES]
+    return [
+        flow[i]
+        for i in sorted(behind)
+        if flow[i].role is Role.WEIGHT and flow[i].op != "weight" and flow[i].op not in MOVES
+    ]
 
 
 def _leaf_name(flow: Flow, index: int) -> str:
@@ -120,11 +146,18 @@ def _tied(solution: Solution, mine: Node, theirs: Node) -> list[_Cause]:
     dest, src = solution.dest.flow, solution.src.flow
     ours = [w for i in mine.operands for w in _leaves(dest, i)]
     others = [w for i in theirs.operands for w in _leaves(src, i)]
-    shared = [w for w in ours if len({n.index for n in dest.nodes if n.role is Role.ACTIVATION and w in _direct_leaves(dest, n)}) > 1]
+    shared = [
+        w
+        for w in ours
+        if len({n.index for n in dest.nodes if n.role is Role.ACTIVATION and w in _direct_leaves(dest, n)}) > 1
+    ]
     if not shared or not others:
         return []
-    text = f"dest uses `{dest.weights[shared[0]].name}` here too (tied weights); src uses `{src.weights[others[0]].name}`, a weight of its own"
-    return [_Cause(2, _finding(solution, "tied-differs", text, others[0], shared[0]))]
+    text = (
+        f"dest uses `{dest.weights[shared[0]].name}` here too (tied weights); src uses "
+        f"`{src.weights[others[0]].name}`, a weight of its own"
+    )
+    return [_Cause(2, _finding(solution, "rewired", text, others[0], shared[0]))]
 
 
 def _direct_leaves(flow: Flow, node: Node) -> set[int]:
@@ -145,7 +178,10 @@ def _other_constants(solution: Solution, mine: Node, theirs: Node) -> list[_Caus
             what = _constant_name(solution.dest.flow, index, a)
             text = f"the {what} that {mine.op} takes holds other values in dest than in src"
             if a.shape[-1:] != b.shape[-1:]:
-                text = f"the {what} that {mine.op} takes is {a.shape[-1]} wide in dest and {b.shape[-1]} in src: another head width, so another number of heads"
+                text = (
+                    f"the {what} that {mine.op} takes is {a.shape[-1]} wide in dest and {b.shape[-1]} in "
+                    f"src: another head width, so another number of heads"
+                )
                 found.append(_Cause(0, _finding(solution, "shape-differs", text, theirs.index, mine.index)))
                 continue
             found.append(_Cause(2, _finding(solution, "constant-differs", text, theirs.index, mine.index)))
@@ -164,7 +200,14 @@ def _unknown_tables(solution: Solution, node: Node, found: Divergence) -> list[_
             causes.append(_Cause(1, _finding(solution, "op-extra", text, None, node.index)))
         elif not is_mask(value) and value.is_floating_point() and not _src_holds(solution, value):
             text = f"the {what} that dest computes with ({node.op}) holds values that src has in no constant"
-            causes.append(_Cause(2, _finding(solution, "constant-differs", text, found.readers[0] if found.readers else None, node.index)))
+            causes.append(
+                _Cause(
+                    2,
+                    _finding(
+                        solution, "constant-differs", text, found.readers[0] if found.readers else None, node.index
+                    ),
+                )
+            )
     return causes
 
 
@@ -181,7 +224,9 @@ def _src_holds(solution: Solution, value: Tensor) -> bool:
             held = solution.src.run.value(node.index)
             if isinstance(held, Tensor) and held.numel() > 1:
                 flat = torch.view_as_real(held).reshape(-1) if held.is_complex() else held.double().reshape(-1)
-                if flat.numel() < 5_000_000 and bool((torch.cdist(sample.unsqueeze(1), torch.unique(flat).unsqueeze(1)).min(1).values < 1e-9).all()):
+                if flat.numel() < 5_000_000 and bool(
+                    (torch.cdist(sample.unsqueeze(1), torch.unique(flat).unsqueeze(1)).min(1).values < 1e-9).all()
+                ):
                     return True
     return False
 
@@ -194,7 +239,10 @@ def _unused_weights(solution: Solution, node: Node, found: Divergence) -> list[_
         if src[reader].op in ("add", "mul"):
             for leaf in (w for i in src[reader].operands for w in _leaves(src, i)):
                 kind = "bias" if src[reader].op == "add" else "scale"
-                text = f"src {'adds' if kind == 'bias' else 'multiplies by'} `{src.weights[leaf].name}` ({kind}) here; dest has no such weight and goes on with {node.op}"
+                text = (
+                    f"src {'adds' if kind == 'bias' else 'multiplies by'} `{src.weights[leaf].name}` "
+                    f"({kind}) here; dest has no such weight and goes on with {node.op}"
+                )
                 causes.append(_Cause(3, _finding(solution, "unused-source", text, leaf, node.index)))
     return causes
 
@@ -202,7 +250,9 @@ def _unused_weights(solution: Solution, node: Node, found: Divergence) -> list[_
 def _foreign(solution: Solution, node: Node, found: Divergence) -> _Cause:
     """Dest applies an op to a value that src treats otherwise."""
     dest, src = solution.dest.flow, solution.src.flow
-    numbers = ", ".join(f"{k} {v}" for k, v in scalars(node).items() if isinstance(v, (int, float)) and not isinstance(v, bool))
+    numbers = ", ".join(
+        f"{k} {v}" for k, v in scalars(node).items() if isinstance(v, (int, float)) and not isinstance(v, bool)
+    )
     mine = _named(dest, node) + (f" ({_scalar_word(dest, node)}{numbers})" if numbers else "")
     theirs = ", ".join(dict.fromkeys(_named(src, src[r]) for r in found.readers)) or "nothing"
     text = f"dest applies {mine} to a value to which src applies {theirs}"
@@ -226,12 +276,26 @@ def _direct(solution: Solution, values: Values, stop: Stop) -> list[_Cause]:
         mine = node.shape[-1] if node.op == "matmul" else node.shape[1]
         if mine not in widths or _kernel(src, src[uses[0]]) != _kernel(dest, node):
             leaf = _leaves(dest, stop.weight)[0]
-            elsewhere = [f for f in solution.src.linear if f.kind == "matmul" and node.op == "matmul" and f.width == mine and f.columns.shape[1] == dest[operands[0]].shape[-1]]
+            elsewhere = [
+                f
+                for f in solution.src.linear
+                if f.kind == "matmul"
+                and node.op == "matmul"
+                and f.width == mine
+                and f.columns.shape[1] == dest[operands[0]].shape[-1]
+            ]
             if elsewhere:
                 other = _leaf_name(src, elsewhere[-1].node)
-                text = f"{_named(dest, node)} reads in dest what {_named(src, src[uses[0]])} reads in src; src weights of that shape, such as `{other}`, read other values"
+                text = (
+                    f"{_named(dest, node)} reads in dest what {_named(src, src[uses[0]])} reads in src; "
+                    f"src weights of that shape, such as `{other}`, read other values"
+                )
                 return [_Cause(0, _finding(solution, "rewired", text, uses[0], stop.node))]
-            text = f"`{dest.weights[leaf].name}` has {mine} outputs{_kernel_text(dest, node)}; src applies weights with {', '.join(map(str, widths))}{_kernel_text(src, src[uses[0]])} to the same value (another width, or number of heads)"
+            text = (
+                f"`{dest.weights[leaf].name}` has {mine} outputs{_kernel_text(dest, node)}; src applies "
+                f"weights with {', '.join(map(str, widths))}{_kernel_text(src, src[uses[0]])} to the same "
+                f"value (another width, or number of heads)"
+            )
             return [_Cause(0, _finding(solution, "shape-differs", text, uses[0], leaf))]
     others = [r for r in readers if src[r].op != node.op]
     if others:

@@ -194,7 +194,7 @@ def trace(
         from automap import jobs
         from automap.report.trace import trace_text
 
-        found = jobs.trace(model, words=tuple(sample_input), method=capture, seed=seed)
+        found = jobs.trace(model, words=tuple(sample_input), method=capture.value, seed=seed)
         typer.echo(trace_text(found, form=form.value), nl=False)
 
 

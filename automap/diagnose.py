@@ -72,10 +72,13 @@ def _depth_findings(solution: Solution, draft: Draft) -> list[Finding]:
     idle = {p for name in unused for p in _blocks(name)} - {p for name in taken for p in _blocks(name)}
     siblings = {p.rpartition(".")[0] for name in taken for p in _blocks(name)}
     tops = sorted(p for p in idle if p.rpartition(".")[0] in siblings and not any(q in idle for q in _blocks(p)[:-1]))
-    if not tops or draft.missing and _has_blocks_left(solution, draft):
+    if not tops or (draft.missing and _has_blocks_left(solution, draft)):
         return []
     count = sum(any(name.startswith(f"{top}.") for top in tops) for name in unused)
-    message = f"src has blocks that dest has not: {', '.join(f'`{t}`' for t in tops)} ({count} weights, layers without a counterpart)"
+    message = (
+        f"src has blocks that dest has not: {', '.join(f'`{t}`' for t in tops)} ({count} weights, layers "
+        f"without a counterpart)"
+    )
     return [Finding("unused-source", message, Site(tops[0], "block"), None)]
 
 
@@ -116,7 +119,11 @@ def _verdict(solution: Solution, draft: Draft, findings: list[Finding]) -> Verdi
         return "complete"
     if any(f.code == "ambiguous" for f in errors):
         return "ambiguous"
-    return "impossible" if draft.missing or not solution.outcome.matched_outputs and solution.outcome.stops else "differs"
+    return (
+        "impossible"
+        if draft.missing or (not solution.outcome.matched_outputs and solution.outcome.stops)
+        else "differs"
+    )
 
 
 def _stop_finding(solution: Solution, stop: Stop) -> Finding:
@@ -124,11 +131,16 @@ def _stop_finding(solution: Solution, stop: Stop) -> Finding:
     weight = site_of(solution.dest.flow, _leaf(solution, stop.weight)) if stop.weight is not None else site
     if stop.reason == "nothing-meets":
         return Finding(
-            "unmatched-weight", f"nothing in src computes what `{weight.name}` is applied to ({site.name}, {site.kind})",
-            None, site, notes=("everything before it in dest is accounted for, up to here",),
+            "unmatched-weight",
+            f"nothing in src computes what `{weight.name}` is applied to ({site.name}, {site.kind})",
+            None,
+            site,
+            notes=("everything before it in dest is accounted for, up to here",),
             help="the two models compute something else between the last weights that align and this one",
-        )  # fmt: skip
-    return Finding("unmatched-weight", f"no src weight is used as `{weight.name}` is ({site.name}, {site.kind})", None, weight)
+        )
+    return Finding(
+        "unmatched-weight", f"no src weight is used as `{weight.name}` is ({site.name}, {site.kind})", None, weight
+    )
 
 
 def _leaf(solution: Solution, index: int) -> int:
@@ -141,16 +153,25 @@ def _output_findings(solution: Solution) -> list[Finding]:
     found = []
     for src_path, dest_path, off in solution.outcome.matched_outputs:
         if off > EXACT:
-            message = f"output `{dest_path or 'result'}` differs from src's `{src_path or 'result'}` by {off:.1e} (relative) on equal weights"
+            message = (
+                f"output `{dest_path or 'result'}` differs from src's `{src_path or 'result'}` by "
+                f"{off:.1e} (relative) on equal weights"
+            )
             found.append(Finding("output-differs", message, Site(src_path, "output"), Site(dest_path, "output")))
     failed = _failed_outputs(solution)
     for path in failed:
         index = dict(solution.dest.flow.outputs)[path]
-        if not any(stop.node in solution.dest.flow.ancestors([index]) for stop in solution.outcome.stops if stop.reason != "output"):
+        if not any(
+            stop.node in solution.dest.flow.ancestors([index])
+            for stop in solution.outcome.stops
+            if stop.reason != "output"
+        ):
             site = site_of(solution.dest.flow, index)
             cause = explain_stop(solution, Values(solution), Stop(index, "output"))
             found += [cause] if cause is not None else []
-            found.append(Finding("output-differs", f"output `{path or 'result'}` is nothing that src gives", None, site))
+            found.append(
+                Finding("output-differs", f"output `{path or 'result'}` is nothing that src gives", None, site)
+            )
     theirs = {b for _, b, _ in solution.outcome.matched_outputs}
     for path, index in solution.dest.flow.outputs:
         if path not in theirs and path not in failed and solution.dest.flow[index].role is Role.ACTIVATION:
@@ -173,8 +194,9 @@ def _coincidences(solution: Solution) -> list[Finding]:
     site = site_of(solution.dest.flow, idle[0]) if idle else None
     theirs = site_of(solution.src.flow, idle_src[0]) if idle_src else None
     message = (
-        f"on this input a pool is over a single position and changes nothing: src has {' before '.join(orders[0])} and dest "
-        f"{' before '.join(orders[1])}, which a larger input would tell apart"
+        "on this input a pool is over a single position and changes nothing: "
+        f"src has {' before '.join(orders[0])} and dest {' before '.join(orders[1])}, "
+        "which a larger input would tell apart"
     )
     return [Finding("rewired", message, theirs, site, "warning", help="match again with a larger sample input")]
 
@@ -196,22 +218,37 @@ def _is_idle_pool(side: Side, index: int) -> bool:
 
 def _quiet_findings(solution: Solution, draft: Draft) -> list[Finding]:
     found = [
-        Finding("not-executed", f"`{dest}` takes `{src}` by name and shape alone: no compared output depends on it", Site(src, "weight"), Site(dest, "weight"), "warning")
+        Finding(
+            "not-executed",
+            f"`{dest}` takes `{src}` by name and shape alone: no compared output depends on it",
+            Site(src, "weight"),
+            Site(dest, "weight"),
+            "warning",
+        )
         for dest, src in draft.assumed
-    ]  # fmt: skip
+    ]
     found += [
-        Finding("zero-filled", f"`{name}` is filled with zeros: src adds nothing there", None, Site(name, "weight"), "note")
+        Finding(
+            "zero-filled", f"`{name}` is filled with zeros: src adds nothing there", None, Site(name, "weight"), "note"
+        )
         for name in draft.zero_filled
     ]
     found += [_partly_finding(*partly) for partly in draft.partly]
-    found += [Finding("no-effect", f"`{name}` moves no compared output and was left as it is", None, Site(name, "weight"), "note") for name in draft.idle]
+    found += [
+        Finding(
+            "no-effect", f"`{name}` moves no compared output and was left as it is", None, Site(name, "weight"), "note"
+        )
+        for name in draft.idle
+    ]
     return found
 
 
 def _partly_finding(name: str, blind: int, unknown: int) -> Finding:
     """Elements that the sample does not read: taken as the others go on, or zero."""
     rest = f"; {unknown} of them have no counterpart in src and are zero" if unknown else ""
-    message = f"{blind} elements of `{name}` are not read on this input and were taken from src as the others go on{rest}"
+    message = (
+        f"{blind} elements of `{name}` are not read on this input and were taken from src as the others go on{rest}"
+    )
     return Finding("not-executed", message, None, Site(name, "weight"), "warning" if unknown else "note")
 
 

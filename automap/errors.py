@@ -63,6 +63,12 @@ class OutputError(AutomapError):
     slug = "outputs-not-comparable"
 
 
+class NanError(AutomapError):
+    """What src computes is not a number, so that nothing can be equal to it."""
+
+    slug = "nan-output"
+
+
 class PlanError(AutomapError):
     """A plan is malformed, or does not fit the weights it is applied to."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from automap.capture import Capture
+    from automap.capture.result import Method
     from automap.inputs import Inputs
     from automap.results import Match, Transfer
 
@@ -34,7 +35,7 @@ class Job:
     dtype: str | None = None
     seed: int = 0
     pin: tuple[str, ...] = ()
-    capture: str = "dispatch"
+    capture: Method = "dispatch"
     verify: str = "default"
     tolerance: float | None = None
     allow_differences: bool = False
@@ -152,7 +153,7 @@ def check_places(job: Job) -> None:
             check_file(path)
 
 
-def trace(model: str, *, words: tuple[str, ...], method: str = "dispatch", seed: int = 0) -> Capture:
+def trace(model: str, *, words: tuple[str, ...], method: Method = "dispatch", seed: int = 0) -> Capture:
     """Return what is captured of one forward of the model that a spec names."""
     from automap.capture import capture
     from automap.models import build_model

@@ -227,6 +227,7 @@ def _from_class(spec: Spec, transformers: Any) -> nn.Module:
 
 def _from_saved(spec: Spec, transformers: Any, place: str, has_weights: bool) -> nn.Module:
     """Build from a folder or a hub id: the class named in its config, with its weights where it has them."""
+    transformers.utils.logging.disable_progress_bar()
     options = dict(spec.options)
     is_pretrained = options.pop("pretrained", has_weights)
     with _blaming(spec, "AutoConfig.from_pretrained"):

@@ -19,8 +19,10 @@ from automap.results import Evidence
 class Draft:
     """A plan with the evidence for each of its names, and what it leaves alone on both sides.
 
-    `partly` are weights of which the sample reads some elements only: name, how many it does not read, how many of those
-    src has nothing for. `missing` are dest weights that reach a compared output and have no source, `idle` those that reach none.
+    `partly` are weights of which the sample reads some elements only: name, how many it does not read, how many of
+    those
+    src has nothing for. `missing` are dest weights that reach a compared output and have no source, `idle` those
+    that reach none.
     """
 
     plan: Plan
@@ -36,7 +38,8 @@ class Draft:
 def draft_plan(solution: Solution, reached: set[int]) -> Draft:
     """Return the plan of a solution; reached are the dest nodes behind the outputs that agree."""
     books = _Books(solution)
-    missing, idle = [], []
+    missing: list[str] = []
+    idle: list[str] = []
     for leaf, weight in solution.dest.flow.weights.items():
         ids = solution.outcome.assignment.ids[leaf]
         is_unknown = ids == UNKNOWN
@@ -53,7 +56,16 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
     guessed = {name for name, _ in assumed}
     kept = tuple(name for name in dict.fromkeys([*idle, *(w.name for w in silent)]) if name not in guessed)
     plan = Plan(books.entries, solution.src_capture.model_name, solution.dest_capture.model_name)
-    return Draft(plan, books.evidence, tuple(missing), kept, books.unused(), assumed, tuple(books.zero_filled), tuple(books.partly))
+    return Draft(
+        plan,
+        books.evidence,
+        tuple(missing),
+        kept,
+        books.unused(),
+        assumed,
+        tuple(books.zero_filled),
+        tuple(books.partly),
+    )
 
 
 def _is_wanted(solution: Solution, leaf: int) -> bool:
@@ -106,8 +118,12 @@ class _Books:
         free = [w for w in self.solution.src_capture.all_weights if w.name not in self.used]
         for weight in weights:
             last = weight.name.rsplit(".", 2)[-2:]
-            alike = [w for w in free if w.tensor.shape == weight.tensor.shape and _endings(w.name, weight.name) >= len(last)]
-            alike = alike or [w for w in free if w.tensor.shape == weight.tensor.shape and _endings(w.name, weight.name) >= 1]
+            alike = [
+                w for w in free if w.tensor.shape == weight.tensor.shape and _endings(w.name, weight.name) >= len(last)
+            ]
+            alike = alike or [
+                w for w in free if w.tensor.shape == weight.tensor.shape and _endings(w.name, weight.name) >= 1
+            ]
             if len(alike) == 1 and weight.in_state and alike[0].in_state:
                 expr = Source(alike[0].name, tuple(alike[0].tensor.shape), _dtype(alike[0].tensor))
                 self.used.add(alike[0].name)
@@ -122,7 +138,8 @@ class _Books:
 
 
 def extended(ids: Tensor, sources: list[SourceTensor]) -> Tensor:
-    """Return ids with unknown elements filled in as the known ones go on: rows of a table that the sample does not read.
+    """Return ids with unknown elements filled in as the known ones go on: rows of a table that the sample does not
+    read.
 
     The known ones must lie in one source at regular steps along every dim; where they do not, unknown stays unknown.
     """
@@ -146,11 +163,18 @@ def extended(ids: Tensor, sources: list[SourceTensor]) -> Tensor:
 
 def _steps(places: Tensor, values: Tensor, shape: torch.Size, source: tuple[int, ...]) -> tuple[Tensor, int] | None:
     """The step in a source for one step along each dim, and where it starts; None where there are no such steps."""
-    natural = [_size(source[d + 1 :]) if len(source) == len(shape) else _size(tuple(shape)[d + 1 :]) for d in range(len(shape))]
+    natural = [
+        _size(source[d + 1 :]) if len(source) == len(shape) else _size(tuple(shape)[d + 1 :]) for d in range(len(shape))
+    ]
     moves = [d for d in range(len(shape)) if bool((places[:, d] != places[0, d]).any())]
     sample = torch.linspace(0, len(places) - 1, min(len(places), 4096)).long()
     system = torch.cat([places[sample][:, moves].double(), torch.ones(len(sample), 1, dtype=torch.float64)], 1)
-    solved = torch.linalg.lstsq(system, values[sample].double().unsqueeze(1), driver="gelsd").solution.squeeze(1).round().long()
+    solved = (
+        torch.linalg.lstsq(system, values[sample].double().unsqueeze(1), driver="gelsd")
+        .solution.squeeze(1)
+        .round()
+        .long()
+    )
     strides = torch.tensor(natural)
     for position, dim in enumerate(moves):
         strides[dim] = solved[position]

@@ -15,7 +15,10 @@ Evidence = Literal["proved", "aligned", "tested", "assumed"]
 
 @dataclass(frozen=True, slots=True)
 class CaptureSummary:
-    """What was recorded of one model: `op_count` ATen calls by `method`, over `mode` tensors, in `elapsed_s` seconds."""
+    """What was recorded of one model: `op_count` ATen calls by `method`, over `mode` tensors, in `elapsed_s` seconds.
+
+    `notes` are facts about the recording, such as buffers that the forward changes.
+    """
 
     model: str
     method: str
@@ -24,6 +27,7 @@ class CaptureSummary:
     weight_count: int
     weight_size_bytes: int
     elapsed_s: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

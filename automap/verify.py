@@ -5,24 +5,29 @@ Weights are put into the recorded computations, never into the models; the model
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from automap.align.draw import draw_weights
+from automap.align.outputs import relative_difference
 from automap.align.run import Run
-from automap.align.search import relative_difference
 from automap.align.solve import Solution
 from automap.canonical.flow import Flow, Role
-from automap.capture.preserve import preserved
+from automap.capture.preserve import preserved, with_weights
 from automap.capture.structure import map_tensors, tensors_in
+from automap.errors import NanError
 from automap.inputs import Inputs
 from automap.plan import Plan
 from automap.results import OutputParity, ParityCheck
 
 _FLOAT64_TOLERANCE = 1e-9
+_NO_EFFECT = 1e-12  # beside the weight that moves outputs most
+
+Pairs = Sequence[tuple[str, str]]  # the paths of the outputs to compare, src's and dest's
 
 
 def run_model(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
@@ -32,14 +37,60 @@ def run_model(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     return {path: tensor.detach() for path, tensor in tensors_in(output)}
 
 
-def own_check(src: nn.Module, dest: nn.Module, src_inputs: Inputs, dest_inputs: Inputs, pairs: list[tuple[str, str]], tolerance: float | None) -> ParityCheck:
+def refuse_nan(src: nn.Module, inputs: Inputs, paths: Sequence[str]) -> None:
+    """Raise NanError where one of src's outputs has NaN: NaN is equal to nothing, so nothing could be proven."""
+    given = run_model(src, inputs)
+    bad = [path for path in paths if path in given and given[path].is_floating_point() and _has_nan(given[path])]
+    if not bad:
+        return
+    where = ", ".join(f"`{path or 'result'}`" for path in bad[:4])
+    named = [*src.named_parameters(), *src.named_buffers()]
+    weights = [f"`{name}`" for name, tensor in named if tensor.is_floating_point() and _has_nan(tensor)]
+    cause = f"NaN is in its {', '.join(weights[:4])}" if weights else "no weight has NaN, so its forward makes it"
+    raise NanError(
+        f"src {type(src).__name__} gives NaN in {where}, which is equal to nothing: {cause}",
+        help=None if weights else "give another sample input, or pick an output without NaN with --src-output",
+    )
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return bool(torch.isnan(tensor.detach()).any())
+
+
+def own_check(
+    src: nn.Module, dest: nn.Module, src_inputs: Inputs, dest_inputs: Inputs, pairs: Pairs, tolerance: float | None
+) -> ParityCheck:
     """Compare both models as they are on the sample; pairs are the paths of the outputs to compare."""
     ours, theirs = run_model(src, src_inputs), run_model(dest, dest_inputs)
     limit = tolerance if tolerance is not None else _measured_tolerance(src, src_inputs, ours, pairs)
     return ParityCheck("own", "sample", tuple(_parity(a, b, ours[a], theirs[b], limit) for a, b in pairs))
 
 
-def _measured_tolerance(src: nn.Module, inputs: Inputs, outputs: Mapping[str, Tensor], pairs: list[tuple[str, str]]) -> float:
+def drawn_check(
+    solution: Solution,
+    plan: Plan,
+    src: nn.Module,
+    dest: nn.Module,
+    src_inputs: Inputs,
+    dest_inputs: Inputs,
+    pairs: Pairs,
+    *,
+    seed: int,
+) -> ParityCheck:
+    """Compare both models themselves on weights drawn anew: for recordings that miss some of what they compute."""
+    drawn = draw_weights(solution.src.flow, seed)
+    made = planned_weights(solution, plan, drawn)
+    with with_weights(src, _by_name(solution.src.flow, drawn)), with_weights(dest, _by_name(solution.dest.flow, made)):
+        return replace(own_check(src, dest, src_inputs, dest_inputs, pairs, None), weights="random")
+
+
+def _by_name(flow: Flow, values: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """Values of weights under all their names, in the weights' own dtypes."""
+    kept = {index: value.to(flow.weights[index].tensor.dtype) for index, value in values.items()}
+    return {name: value for index, value in kept.items() for name in flow.weights[index].names}
+
+
+def _measured_tolerance(src: nn.Module, inputs: Inputs, outputs: Mapping[str, Tensor], pairs: Pairs) -> float:
     """How far outputs move when inputs move by a few roundings, with room for another order of summation."""
     dtype = next((outputs[a].dtype for a, _ in pairs if outputs[a].is_floating_point()), torch.float32)
     eps = max(torch.finfo(dtype).eps, _coarsest(src))
@@ -69,26 +120,52 @@ def _parity(src_path: str, dest_path: str, a: Tensor, b: Tensor, limit: float) -
     return OutputParity(src_path, dest_path, tuple(b.shape), dtype, gap, rel, limit)
 
 
-def random_check(solution: Solution, plan: Plan, pairs: list[tuple[str, str]], *, seed: int, fresh_inputs: bool) -> ParityCheck | None:
-    """Compare both recorded computations in float64 on weights drawn anew, sent through the plan.
+@dataclass(frozen=True, slots=True)
+class RandomTest:
+    """One draw of src's weights sent through the plan: the comparisons, and what they could have shown.
 
-    Returns None where control flow depends on weights, so that a recording holds for one set of weights only.
+    `still` are the dest weights that move no compared output; `input_sensitivity` is the relative change of dest's
+    outputs under another input.
     """
-    if solution.src_capture.is_data_dependent or solution.dest_capture.is_data_dependent:
-        return None
-    src_flow, dest_flow = solution.src.flow, solution.dest.flow
-    drawn = draw_weights(src_flow, seed)
-    src_run = Run(src_flow, drawn)
-    dest_run = Run(dest_flow, planned_weights(solution, plan, drawn))
-    if fresh_inputs and not _refresh(src_flow, dest_flow, src_run, dest_run, seed):
-        return None
+
+    checks: tuple[ParityCheck, ...]
+    still: tuple[str, ...]
+    input_sensitivity: float | None
+
+
+def random_test(solution: Solution, plan: Plan, pairs: Pairs, *, seed: int) -> RandomTest:
+    """Compare both recorded computations in float64 on weights drawn anew, on the sample and on fresh inputs.
+
+    There are no checks where control flow depends on values, so that a recording holds for one set of weights only,
+    and none on fresh inputs where dest's are not simply src's.
+    """
+    src, dest = solution.src.flow, solution.dest.flow
+    drawn = draw_weights(src, seed)
+    weights = planned_weights(solution, plan, drawn)
+    wanted, paths = [dict(src.outputs)[a] for a, _ in pairs], [dict(dest.outputs)[b] for _, b in pairs]
+    theirs, still = _traced_back(dest, weights, paths, seed)
+    src_run, dest_run = Run(src, drawn), Run(dest, weights)
+    is_same_input = _refresh(src, dest, src_run, dest_run, seed)
     with torch.no_grad():
-        found = _compare(src_flow, dest_flow, src_run, dest_run, pairs)
-    return ParityCheck("random", "random" if fresh_inputs else "sample", found)
+        other = _outputs(dest, dest_run, paths)
+        power = max((relative_difference(x, y) for x, y in zip(theirs, other, strict=True)), default=None)
+        if solution.src_capture.is_data_dependent or solution.dest_capture.is_data_dependent:
+            return RandomTest((), still, power)
+        checks = [_check("sample", pairs, _outputs(src, Run(src, drawn), wanted), theirs)]
+        if is_same_input:
+            checks.append(_check("random", pairs, _outputs(src, src_run, wanted), other))
+    return RandomTest(tuple(checks), still, power)
+
+
+def _check(
+    inputs: Literal["sample", "random"], pairs: Pairs, ours: Sequence[Tensor], theirs: Sequence[Tensor]
+) -> ParityCheck:
+    rows = zip(pairs, ours, theirs, strict=True)
+    return ParityCheck("random", inputs, tuple(_parity(*pair, x, y, _FLOAT64_TOLERANCE) for pair, x, y in rows))
 
 
 def planned_weights(solution: Solution, plan: Plan, drawn: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """Return dest's weights made from drawn src weights by a plan; those the plan leaves alone keep their own values."""
+    """Return dest's weights made from drawn src weights by a plan; those it leaves alone keep their own."""
     src_flow, dest_flow = solution.src.flow, solution.dest.flow
     state = {name: drawn[i] for i, w in src_flow.weights.items() for name in w.in_state}
     state |= {w.name: w.tensor.detach().double() for w in solution.src_capture.all_weights if w.name not in state}
@@ -102,17 +179,16 @@ def planned_weights(solution: Solution, plan: Plan, drawn: Mapping[int, Tensor])
 def _refresh(src: Flow, dest: Flow, src_run: Run, dest_run: Run, seed: int) -> bool:
     """Give both runs fresh inputs of the same kind; False where dest's inputs are not simply src's."""
     generator = torch.Generator().manual_seed(seed + 1)
-    made: list[tuple[Tensor, Tensor]] = []
-    for index, value in src.inputs.items():
-        new = _like(value, generator)
-        made.append((value, new))
+    made = [(value, _like(value, generator)) for value in src.inputs.values()]
+    is_same = bool(made)
+    for index, (_, new) in zip(src.inputs, made, strict=True):
         src_run.set(index, new)
     for index, value in dest.inputs.items():
-        twin = next((new for old, new in made if old.shape == value.shape and torch.equal(old.double(), value.double())), None)
-        if twin is None:
-            return False
-        dest_run.set(index, twin)
-    return bool(made)
+        alike = (new for old, new in made if old.shape == value.shape and torch.equal(old.double(), value.double()))
+        twin = next(alike, None)
+        is_same &= twin is not None
+        dest_run.set(index, _like(value, generator) if twin is None else twin)
+    return is_same
 
 
 def _like(value: Tensor, generator: torch.Generator) -> Tensor:
@@ -124,13 +200,10 @@ def _like(value: Tensor, generator: torch.Generator) -> Tensor:
     return value.reshape(-1)[order].view(value.shape).to(torch.float64 if value.is_floating_point() else value.dtype)
 
 
-def _compare(src: Flow, dest: Flow, src_run: Run, dest_run: Run, pairs: list[tuple[str, str]]) -> tuple[OutputParity, ...]:
-    ours, theirs = dict(src.outputs), dict(dest.outputs)
-    _compute(src, src_run, [ours[a] for a, _ in pairs])
-    _compute(dest, dest_run, [theirs[b] for _, b in pairs])
-    return tuple(
-        _parity(a, b, src_run.value(ours[a]), dest_run.value(theirs[b]), _FLOAT64_TOLERANCE) for a, b in pairs
-    )
+def _outputs(flow: Flow, run: Run, wanted: list[int]) -> list[Tensor]:
+    """Return the values of nodes, computed with as little memory as can be."""
+    _compute(flow, run, wanted)
+    return [run.value(index) for index in wanted]
 
 
 def _compute(flow: Flow, run: Run, wanted: list[int]) -> None:
@@ -150,44 +223,32 @@ def _compute(flow: Flow, run: Run, wanted: list[int]) -> None:
                 run.forget(operand)
 
 
-def sensitivity(solution: Solution, plan: Plan, pairs: list[tuple[str, str]], *, seed: int) -> tuple[tuple[str, ...], float | None]:
-    """Return the dest weights that move no compared output, and the relative change under another input.
-
-    One backward pass through dest's recorded computation on drawn weights. None where the input could not be changed.
-    """
-    drawn = draw_weights(solution.src.flow, seed)
-    weights = planned_weights(solution, plan, drawn)
-    flow = solution.dest.flow
+def _traced_back(
+    flow: Flow, weights: Mapping[int, Tensor], wanted: list[int], seed: int
+) -> tuple[list[Tensor], tuple[str, ...]]:
+    """Return the values of nodes, and the names of the weights that move none of them, by one backward pass."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
-        leaves = {i: w.clone().requires_grad_(True) for i, w in weights.items()}
+        leaves = {i: w.detach().requires_grad_(True) for i, w in weights.items()}
         run = Run(flow, leaves)
-        theirs = dict(flow.outputs)
-        total: Any = 0.0
-        generator = torch.Generator().manual_seed(seed)
-        for index in sorted(flow.ancestors([theirs[path] for _, path in pairs])):
+        for index in sorted(flow.ancestors(wanted)):
             run.value(index)  # in order, for recursion would go as deep as the model
-        for _, path in pairs:
-            value = run.value(theirs[path])
+        values = [run.value(index) for index in wanted]
+        total = torch.zeros((), dtype=torch.float64)
+        for value in values:
             if value.is_floating_point() and value.requires_grad:
                 probe = torch.randn(value.shape, generator=generator, dtype=torch.float64)
                 total = total + (torch.nan_to_num(value, posinf=0.0, neginf=0.0) * probe).sum()
-        gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True) if isinstance(total, Tensor) else [None] * len(leaves)
-    still = []
-    scale = max((float((g * w).abs().max()) for g, w in zip(gradients, weights.values(), strict=True) if g is not None and g.numel()), default=0.0)
-    for (index, weight), gradient in zip(weights.items(), gradients, strict=True):
-        if gradient is None or not gradient.numel() or float((gradient * (weight.abs() + 1e-3)).abs().max()) <= 1e-12 * (scale + 1e-30):
-            still.append(flow.weights[index].name)
-    return tuple(still), _input_sensitivity(solution, weights, pairs, seed)
+        none = [None] * len(leaves)
+        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True) if total.requires_grad else none
+    moves = [_effect(g, w) for g, w in zip(found, weights.values(), strict=True)]
+    limit = _NO_EFFECT * (max(moves, default=0.0) + 1e-30)
+    still = tuple(flow.weights[i].name for i, move in zip(leaves, moves, strict=True) if move <= limit)
+    return [value.detach() for value in values], still
 
 
-def _input_sensitivity(solution: Solution, weights: dict[int, Tensor], pairs: list[tuple[str, str]], seed: int) -> float | None:
-    flow = solution.dest.flow
-    theirs = dict(flow.outputs)
-    first, second = Run(flow, weights), Run(flow, weights)
-    generator = torch.Generator().manual_seed(seed + 1)
-    for index, value in flow.inputs.items():
-        second.set(index, _like(value, generator))
-    with torch.no_grad():
-        for run in (first, second):
-            _compute(flow, run, [theirs[b] for _, b in pairs])
-        return max((relative_difference(first.value(theirs[b]), second.value(theirs[b])) for _, b in pairs), default=None)
+def _effect(gradient: Tensor | None, weight: Tensor) -> float:
+    """How far outputs move when one element of a weight moves by its own size."""
+    if gradient is None or not gradient.numel():
+        return 0.0
+    return float((weight.detach().abs() + 1e-3).mul_(gradient).abs_().max())

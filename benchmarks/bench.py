@@ -11,6 +11,11 @@ RUNS = (
     ("torchvision:resnet50", "timm:resnet50"),
     ("timm:vit_base_patch16_224", "hf:ViTForImageClassification?layer_norm_eps=1e-6"),
     ("timm:deit_base_distilled_patch16_224", "hf:DeiTForImageClassificationWithTeacher?layer_norm_eps=1e-6"),
+    (
+        "timm:beit_base_patch16_224",
+        "hf:BeitForImageClassification?layer_norm_eps=1e-6&use_relative_position_bias=true",
+    ),
+    ("timm:resnetv2_50x1_bit", "hf:BitForImageClassification"),
 )
 
 
@@ -27,7 +32,8 @@ def main() -> None:
         transfer = convert(job, sides)
         elapsed_s = time.perf_counter() - started
         is_good &= transfer.match.is_complete and transfer.is_equal
-        print(f"{elapsed_s:6.2f} s  {transfer.match.verdict:10}  {src} -> {dest}", flush=True)
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in transfer.timings_s.items())
+        print(f"{elapsed_s:6.2f} s  {transfer.match.verdict:10}  {src} -> {dest}  ({stages})", flush=True)
     sys.exit(0 if is_good else 1)
 
 

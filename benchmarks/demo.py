@@ -34,10 +34,11 @@ def main() -> None:
 def compare() -> float:
     """Return the largest relative difference between src and what was written."""
     import torch
-    from transformers import ViTForImageClassification
+    from transformers import ViTForImageClassification, logging
 
     from automap.models import build_model
 
+    logging.disable_progress_bar()
     src = build_model(SRC, seed=0)
     dest = ViTForImageClassification.from_pretrained(OUT).eval()
     image = torch.randn(1, 3, 224, 224)

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from automap.cli import app, commands
 from automap.errors import AutomapError, CaptureError, OutputError
 from automap.jobs import Job, prepare
-from automap.results import CaptureSummary, Match, OutputParity, Parity, ParityCheck, Transfer, Verdict
 from automap.plan import Plan, Source
+from automap.results import CaptureSummary, Match, OutputParity, Parity, ParityCheck, Transfer, Verdict
 
 Run = Callable[..., tuple[int, str, str]]
 needs_core = pytest.mark.skipif(importlib.util.find_spec("automap.api") is None, reason="the core is not there yet")

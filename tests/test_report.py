@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from automap.findings import Finding, Site
-from automap.results import CaptureSummary, Match, OutputParity, Parity, ParityCheck, Transfer, Verdict
 from automap.plan import Plan, Slice, Source
 from automap.report import build_report, print_findings, print_report, render_text, report_json
 from automap.report.folding import fold
 from automap.report.model import fold_findings, short_path
+from automap.results import CaptureSummary, Match, OutputParity, Parity, ParityCheck, Transfer, Verdict
 
 CAPTURE = CaptureSummary("ViT", "dispatch", "real", 312, 152, 346_000_000, 0.31)
 

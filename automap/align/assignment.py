@@ -20,14 +20,34 @@ UNKNOWN, ZERO, ONE = -1_000_000, -1, -2
 class Claim:
     """`dest` elements (flat places in a dest weight-side value) take `src` elements (flat places in a src one).
 
-    With src_value None they take the constant `fill`.
+    Without places both values are taken whole, in one layout. With src_value None dest takes the constant `fill`.
     """
 
     dest_value: int
-    dest_places: Tensor
+    dest_places: Tensor | None
     src_value: int | None
-    src_places: Tensor
+    src_places: Tensor | None
     fill: float = 0.0
+
+
+def _blank(size: int) -> Tensor:
+    """Unknown elements, without memory for each."""
+    return torch.tensor(UNKNOWN).expand(size)
+
+
+def _at(ids: Tensor, places: Tensor | None) -> Tensor:
+    flat = ids.reshape(-1)
+    return flat if places is None else flat[places]
+
+
+def _is_dense(ids: Tensor) -> bool:
+    """Whether a tensor is its storage in some order of dims: nothing left out, nothing twice."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(ids.stride(), ids.shape, strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _plain(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -38,7 +58,7 @@ def _plain(path: tuple[str, ...]) -> tuple[str, ...]:
 class _Entry:
     step: int
     leaf: int
-    places: Tensor
+    places: Tensor | slice
 
 
 @dataclass(slots=True)
@@ -51,21 +71,34 @@ class Assignment:
     journal: list[_Entry] = field(default_factory=list)
     _leaves: list[int] = field(default_factory=list)
     _starts: list[int] = field(default_factory=list)
+    _src_leaves: list[int] = field(default_factory=list)
+    _src_starts: list[int] = field(default_factory=list)
+    blank: set[int] = field(default_factory=set)
     src_values: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     def __post_init__(self) -> None:
         """Start with nothing decided."""
         self._leaves = list(self.dest.numbering.offsets)
         self._starts = list(self.dest.numbering.offsets.values())
+        self._src_leaves = list(self.src.numbering.offsets)
+        self._src_starts = list(self.src.numbering.offsets.values())
+        self.blank = set(self._leaves)
         leaves = [self.src.run.weights[i].reshape(-1) for i in self.src.numbering.offsets]
         self.src_values = torch.cat(leaves) if leaves else self.src_values
         for leaf, size in self.dest.numbering.sizes.items():
-            self.ids[leaf] = torch.full((size,), UNKNOWN)
+            self.ids[leaf] = _blank(size)
 
     def take(self, claim: Claim, step: int) -> bool:
         """Carry a claim back to the stored weights on both sides; return whether anything became known."""
         learned = False
+        twins = self._twins(claim)
+        if twins is not None and twins[0] in self.blank:
+            self._take_whole(*twins, step)
+            return True
         for leaf, places, values in self._carried(claim):
+            if leaf in self.blank:
+                self.blank.discard(leaf)
+                self.ids[leaf] = self.ids[leaf].clone()
             fresh = self.ids[leaf][places] == UNKNOWN
             if bool(fresh.any()):
                 places, values = places[fresh], values[fresh]
@@ -75,9 +108,34 @@ class Assignment:
                 learned = True
         return learned
 
+    def _twins(self, claim: Claim) -> tuple[int, int] | None:
+        """The dest and src weight that a claim makes one, element by element in storage order, or None."""
+        if claim.dest_places is not None or claim.src_value is None:
+            return None
+        targets, sources = self.dest.traces(claim.dest_value), self.src.traces(claim.src_value)
+        if len(targets) != 1 or len(sources) != 1 or targets[0].path != sources[0].path:
+            return None
+        mine, theirs = targets[0].ids, sources[0].ids
+        if mine.shape != theirs.shape or mine.stride() != theirs.stride() or not _is_dense(mine):
+            return None
+        leaf, other = self._leaf_of(self.dest, targets[0]), self._leaf_of(self.src, sources[0])
+        sizes = self.dest.numbering.sizes[leaf], self.src.numbering.sizes[other]
+        return (leaf, other) if sizes[0] == sizes[1] == mine.numel() else None
+
+    def _take_whole(self, leaf: int, other: int, step: int) -> None:
+        start, size = self.src.numbering.offsets[other], self.src.numbering.sizes[other]
+        self.blank.discard(leaf)
+        self.ids[leaf] = torch.arange(start, start + size)
+        self.journal.append(_Entry(step, leaf, slice(None)))
+        self.dest.run.weights[leaf] = self.src_values[start : start + size].view(self.dest.flow[leaf].shape)
+        self.dest.run.touch(leaf)
+
     def accepts(self, claim: Claim) -> bool:
         """Whether a claim gives each dest element one source only, and none that contradicts what is decided."""
         if claim.src_value is None:
+            return True
+        twins = self._twins(claim)
+        if twins is not None and twins[0] in self.blank:
             return True
         for leaf, places, values in self._carried(claim):
             known = self.ids[leaf][places]
@@ -92,11 +150,11 @@ class Assignment:
     def _carried(self, claim: Claim) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(dest weight, flat places in it, numbers of src elements) for each dest weight that a claim touches."""
         for target, source in self._paired(claim):
-            wanted = target.ids.reshape(-1)[claim.dest_places]
+            wanted = _at(target.ids, claim.dest_places)
             if source is None:
                 given = torch.full_like(wanted, ONE if claim.fill == 1.0 else ZERO)
             else:
-                given = source.ids.reshape(-1)[claim.src_places].clamp(min=ZERO)
+                given = _at(source.ids, claim.src_places).clamp(min=ZERO)
             yield from self._by_leaf(wanted, given)
 
     def _by_leaf(self, wanted: Tensor, given: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -141,8 +199,13 @@ class Assignment:
         return 2 * is_begun + (self.dest.numbering.sizes[mine] == self.src.numbering.sizes[theirs])
 
     def _leaf_of(self, side: Side, trace: Trace) -> int:
-        first = int(trace.ids.max())
-        return next(leaf for leaf, start in side.numbering.offsets.items() if start <= first < start + side.numbering.sizes[leaf])
+        first = int(trace.ids.reshape(-1)[0]) if trace.ids.numel() else -1
+        first = first if first >= 0 else int(trace.ids.max())
+        leaves, starts = self._order(side)
+        return leaves[max(bisect_right(starts, first) - 1, 0)]
+
+    def _order(self, side: Side) -> tuple[list[int], list[int]]:
+        return (self._leaves, self._starts) if side is self.dest else (self._src_leaves, self._src_starts)
 
     def _apart(self, target: Trace, found: list[tuple[Trace, Trace | None]], sources: list[Trace]) -> Trace | None:
         """A source already paired serves again where its other target covers other elements."""
@@ -153,10 +216,11 @@ class Assignment:
 
     def _refresh(self, leaf: int) -> None:
         ids = self.ids[leaf]
-        value = torch.where(ids == UNKNOWN, torch.nan, 0.0).to(torch.float64)
-        known = ids >= 0
-        value[known] = self.src_values[ids[known]]
-        value[ids == ONE] = 1.0
+        value = self.src_values[ids.clamp(min=0)] if len(self.src_values) else ids.double()
+        if int(ids.min()) < 0:
+            value[ids == UNKNOWN] = torch.nan
+            value[ids == ZERO] = 0.0
+            value[ids == ONE] = 1.0
         self.dest.run.weights[leaf] = value.view(self.dest.flow[leaf].shape)
         self.dest.run.touch(leaf)
 
@@ -166,12 +230,18 @@ class Assignment:
         touched = set()
         for entry in self.journal:
             if entry.step in steps:
-                self.ids[entry.leaf][entry.places] = UNKNOWN
+                if isinstance(entry.places, slice):
+                    self.ids[entry.leaf] = _blank(self.dest.numbering.sizes[entry.leaf])
+                else:
+                    self.ids[entry.leaf][entry.places] = UNKNOWN
                 touched.add(entry.leaf)
             else:
                 kept.append(entry)
         self.journal = kept
         for leaf in touched:
+            if bool((self.ids[leaf] == UNKNOWN).all()):
+                self.blank.add(leaf)
+                self.ids[leaf] = _blank(self.dest.numbering.sizes[leaf])
             self._refresh(leaf)
 
     def known(self) -> Mapping[int, Tensor]:

@@ -65,7 +65,7 @@ class Values:
 
 
 def _signature(value: Tensor) -> Tensor:
-    return moments(value, tuple(range(value.dim())) if not value.is_complex() else tuple(range(value.dim()))).reshape(1, 3)
+    return moments(value, tuple(range(value.dim()))).reshape(1, 3)
 
 
 def divergences(solution: Solution, values: Values, stop: Stop) -> list[Divergence]:
@@ -85,7 +85,11 @@ def divergences(solution: Solution, values: Values, stop: Stop) -> list[Divergen
 def _cone(solution: Solution, values: Values, stop: Stop) -> set[int]:
     """The nodes behind a stop whose values src does not have."""
     flow = solution.dest.flow
-    start = [stop.node] if stop.reason == "output" else [i for i in flow[stop.node].operands if flow[i].role is Role.ACTIVATION]
+    start = (
+        [stop.node]
+        if stop.reason == "output"
+        else [i for i in flow[stop.node].operands if flow[i].role is Role.ACTIVATION]
+    )
     found: set[int] = set()
     stack = list(start)
     while stack:
@@ -133,7 +137,9 @@ def heard_by(flow: Flow, index: int) -> list[int]:
 
 
 def scalars(node: Node) -> dict[str, Any]:
-    """Return what an op's result depends on besides its operands: numbers and flags, named where their meaning shows."""
+    """Return what an op's result depends on besides its operands: numbers and flags, named where their meaning
+    shows.
+    """
     names = _NAMES.get(node.op, ())
     plain = [a for a in node.args if not _has_ref(a)]
     places = [n for n, a in enumerate(node.args) if not _has_ref(a)]

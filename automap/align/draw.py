@@ -26,9 +26,9 @@ def own_weights(flow: Flow) -> Mapping[int, Tensor]:
 def _drawn(value: Tensor, generator: torch.Generator) -> Tensor:
     if not value.numel():
         return value
-    noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    noise = 3.0 * torch.rand(value.shape, generator=generator, dtype=torch.float32).double() - 1.5
     if bool((value >= 0).all()) and bool((value > 0).any()):
-        return value * (1 + _SPREAD * noise.clamp(-3, 3)).abs() + 1e-3 * noise.abs() * value.mean()
+        return value * (1 + _SPREAD * noise) + 1e-3 * noise.abs() * value.mean()
     scale = float(value.square().mean().sqrt())
     if scale == 0:
         scale = 1.0 if value.dim() < 2 else float(value[0].numel()) ** -0.5

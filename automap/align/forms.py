@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,7 +76,10 @@ def center(table: Tensor) -> tuple[float, ...]:
 def is_near(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
     """Whether two centers agree to tolerance."""
     root = max(abs(a[1]), abs(b[1])) ** 0.5
-    return all(abs(x - y) <= tolerance * (max(abs(x), abs(y)) + floor) for x, y, floor in zip(a, b, (root, 0.0, root**3), strict=True))
+    return all(
+        abs(x - y) <= tolerance * (max(abs(x), abs(y)) + floor)
+        for x, y, floor in zip(a, b, (root, 0.0, root**3), strict=True)
+    )
 
 
 def matmul_form(flow: Flow, node: Node, weight: int, value: Values, *, is_repeated: bool) -> LinearForm:
@@ -132,7 +136,17 @@ def convolution_form(flow: Flow, node: Node, weight: int, value: Values) -> Line
         () if plain else (taps, tuple(stride), tuple(padding), tuple(dilation), bool(transposed), tuple(output_padding))
     )
     return LinearForm(
-        node.index, data, weight, "matmul" if plain else "convolution", columns, places, count, channels, geometry, center(columns))
+        node.index,
+        data,
+        weight,
+        "matmul" if plain else "convolution",
+        columns,
+        places,
+        count,
+        channels,
+        geometry,
+        center(columns),
+    )
 
 
 def unfolded(form: LinearForm, node: Node, value: Values) -> LinearForm | None:
@@ -151,7 +165,12 @@ def unfolded(form: LinearForm, node: Node, value: Values) -> LinearForm | None:
     columns = moments(x, dims).reshape(1, -1, 3)
     places = form.places.reshape(1, form.width, -1, 1)
     return replace(
-        form, kind="matmul", columns=columns, places=places, count=x.numel() // columns.shape[1], geometry=(),
+        form,
+        kind="matmul",
+        columns=columns,
+        places=places,
+        count=x.numel() // columns.shape[1],
+        geometry=(),
         center=center(columns),
     )
 
@@ -194,8 +213,8 @@ def addends(flow: Flow, form: ElementForm) -> tuple[int, ...]:
 
 def _meets(data: tuple[int, ...], weight: tuple[int, ...], result: tuple[int, ...]) -> bool:
     try:
-        return torch.broadcast_shapes(data, weight) == torch.Size(result)
-    except RuntimeError:
+        return bool(np.broadcast_shapes(data, weight) == result)
+    except ValueError:
         return False
 
 

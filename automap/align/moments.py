@@ -16,15 +16,24 @@ _HUGE = 1e8
 
 
 def clean(value: Tensor) -> Tensor:
-    """Return value as float64 with masks' infinities and huge numbers as zeros, complex numbers as pairs."""
+    """Return value as float64 with masks' infinities and huge numbers as zeros, complex numbers as sums of their
+    parts.
+    """
     if value.is_complex():
         value = torch.view_as_real(value).sum(-1)
     value = value.to(torch.float64)
+    if not value.numel():
+        return value
+    low, high = torch.aminmax(value)
+    if float(low) > -_HUGE and float(high) < _HUGE:
+        return value
     return torch.where(value.abs() < _HUGE, value, torch.zeros_like(value))
 
 
 def moments(value: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Return the sum of value, its square and its cube over dims, shape `(*rest, 3)`: padding with zeros changes nothing."""
+    """Return the sum of value, its square and its cube over dims, shape `(*rest, 3)`: padding with zeros changes
+    nothing.
+    """
     value = clean(value)
     square = value * value
     powers = (value, square, square * value)
@@ -37,7 +46,9 @@ def scales(table: Tensor) -> Tensor:
     """Return the size that differences in each column of a table of moments are to be seen against, `(3,)`."""
     size = table.abs().mean(0)
     second = size[1]
-    return torch.stack([torch.maximum(size[0], second.sqrt()), second, torch.maximum(size[2], 1e-6 * second**1.5)]) + 1e-12
+    return (
+        torch.stack([torch.maximum(size[0], second.sqrt()), second, torch.maximum(size[2], 1e-6 * second**1.5)]) + 1e-12
+    )
 
 
 def keys(table: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -114,3 +125,17 @@ def injection(a: Tensor, b: Tensor, tolerance: float = EXACT) -> Tensor:
         hit = (gap.max(1).values <= tolerance) & (found < 0)
         found = torch.where(hit, candidate, found)
     return found
+
+
+def row_order(row: Tensor, rows: Tensor) -> Tensor | None:
+    """Return p such that `row[i]` is `r[p[i]]` for one r of rows, or None."""
+    if rows.numel() > 20_000_000:
+        return None
+    place, theirs = torch.argsort(row), rows.sort(1)
+    gaps = (theirs.values - row[place]).abs().max(1).values
+    best = int(gaps.argmin())
+    if float(gaps[best]) > EXACT * (float(row.abs().max()) + 1e-12):
+        return None
+    order = torch.empty_like(place)
+    order[place] = theirs.indices[best]
+    return order

@@ -27,7 +27,9 @@ class Run:
         leaves: dict[int, set[int]] = {}
         for index, node in enumerate(flow.nodes):
             if node.role is Role.WEIGHT:
-                leaves[index] = {index} if node.op == "weight" else set().union(*(leaves.get(i, set()) for i in node.operands))
+                leaves[index] = (
+                    {index} if node.op == "weight" else set().union(*(leaves.get(i, set()) for i in node.operands))
+                )
                 for leaf in leaves[index]:
                     self._made_of.setdefault(leaf, set()).add(index)
 
@@ -63,4 +65,10 @@ class Run:
     def is_resolved(self, index: int) -> bool:
         """Whether a weight-side value has no unknown element."""
         value = self.value(index)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            value = (
+                value[tuple(0 for _ in value.shape)]
+                if bool(torch.isnan(value[tuple(0 for _ in value.shape)]))
+                else value
+            )
         return not (isinstance(value, Tensor) and value.is_floating_point() and bool(torch.isnan(value).any()))

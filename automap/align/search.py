@@ -9,26 +9,21 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from automap.align.assignment import Assignment
-from automap.align.candidates import (
-    Candidate,
-    Piece,
-    element_candidates,
-    linear_candidates,
-    lookup_candidates,
-    slot_candidates,
-    zero_candidate,
-)
+from automap.align.candidates import Candidate, Piece
 from automap.align.forms import ElementForm, LinearForm, addends, element_form
-from automap.align.moments import CLOSE, EXACT, distance, moments
+from automap.align.moments import CLOSE
+from automap.align.outputs import holds_all, relative_difference
+from automap.align.products import linear_candidates
 from automap.align.table import Lookup, Side, Slot, Source, weight_operands
+from automap.align.tables import bias_candidates, element_candidates, lookup_candidates, slot_candidates, zero_candidate
 from automap.canonical.evaluate import compute
 from automap.canonical.flow import Role
+from automap.canonical.rules.layout import MOVES
 
 Key = tuple[int, int, int]  # dest node, weight-side operand, piece
 
@@ -52,7 +47,8 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Why a node could not be computed: `nothing-meets` (its weight meets a value src does not have), `no-use` (src has
-    the value, but no weight that fits), or `output` (an output src does not give)."""
+    the value, but no weight that fits), or `output` (an output src does not give).
+    """
 
     node: int
     reason: str
@@ -104,7 +100,9 @@ class Search:
             if stop is not None and not (time.perf_counter() - started < self.seconds and self._repair(stop)):
                 self._give_up(stop)
         matched = self._outputs(outputs)
-        return Outcome(self.assignment, self.choices, self.stops, self.partners, self.offs, self.poisoned, matched, self.trials)
+        return Outcome(
+            self.assignment, self.choices, self.stops, self.partners, self.offs, self.poisoned, matched, self.trials
+        )
 
     # ------------------------------------------------------------------ one node
     def _process(self, index: int) -> Stop | None:
@@ -125,7 +123,9 @@ class Search:
 
     def _carry(self, index: int) -> None:
         """Decisions behind a node: ripe once their value has met another one, before that nothing can bear them out."""
-        operands = [i for i in dict.fromkeys(self.dest.flow[index].operands) if self.dest.flow[i].role is Role.ACTIVATION]
+        operands = [
+            i for i in dict.fromkeys(self.dest.flow[index].operands) if self.dest.flow[i].role is Role.ACTIVATION
+        ]
         fresh = frozenset().union(*(self.fresh.get(i, frozenset()) for i in operands))
         ripe = frozenset().union(*(self.ripe.get(i, frozenset()) for i in operands))
         if len(operands) > 1:
@@ -134,8 +134,7 @@ class Search:
 
     def _open_operands(self, index: int) -> list[int]:
         node = self.dest.flow[index]
-        found = [i for i in weight_operands(self.dest.flow, node) if not self.dest.run.is_resolved(i)]
-        return found
+        return [i for i in weight_operands(self.dest.flow, node) if not self.dest.run.is_resolved(i)]
 
     def _resolve(self, index: int, weight: int) -> Stop | None:
         node = self.dest.flow[index]
@@ -145,7 +144,9 @@ class Search:
             form = self.dest.linear_form(node, weight)
             chosen = self.dest.chosen_rows(form) if form is not None else None
             if chosen is not None:
-                return self._decide(index, weight, 0, self.dest.labels[index], lookup_candidates(self.dest, self.src, chosen))
+                return self._decide(
+                    index, weight, 0, self.dest.labels[index], lookup_candidates(self.dest, self.src, chosen)
+                )
             if form is not None:
                 return self._resolve_linear(form)
         if node.op == "lookup" and weight == node.operands[0]:
@@ -155,6 +156,16 @@ class Search:
             return self._resolve_element(element)
         slot = Slot(index, weight, node.op + (".data" if is_table_data else ""))
         return self._decide(index, weight, 0, self.dest.labels[index], slot_candidates(self.dest, self.src, slot))
+
+    def _following(self, form: ElementForm) -> list[Candidate]:
+        """The src bias that follows the product whose result this one is added to."""
+        data = form.data
+        while self.dest.flow[data].op in MOVES and len(self.dest.flow[data].operands) == 1:
+            data = self.dest.flow[data].operands[0]
+        pairs = [c.taken.channels for key, c in sorted(self.choices.items()) if key[0] == data]
+        if form.kind != "add" or not pairs:
+            return []
+        return bias_candidates(self.dest, self.src, form, [p for p in pairs if p is not None])
 
     def _element(self, index: int, weight: int, addend: int | None = None) -> ElementForm | None:
         essential = self.dest.essential(weight)
@@ -193,6 +204,10 @@ class Search:
             found = found or (element_candidates(self.dest, self.src, other) if other is not None else [])
         if any(self._accepts(c) for c in found):
             self._confirm(form.data, min(c.off for c in found))
+            return self._decide(form.node, form.weight, 0, self.dest.labels[form.node], found)
+        following = [c for c in self._following(form) if self._accepts(c)]
+        if following:
+            found = following
         else:
             is_held = self.src.holds(self.dest.run.value(form.data))
             slots = slot_candidates(self.dest, self.src, Slot(form.node, form.weight, self.dest.flow[form.node].op))
@@ -200,10 +215,12 @@ class Search:
             slots = sorted(slots, key=lambda c: -c.likeness)[:8]
             found = [*zeros, *slots] if is_held else [*slots, *zeros]
             if is_held:
-                found = [Candidate(c.claims, c.key, c.label, 100.0 if any(c is z for z in zeros) else c.likeness, c.off) for c in found]
+                found = [replace(c, likeness=100.0 if any(c is z for z in zeros) else c.likeness) for c in found]
         return self._decide(form.node, form.weight, 0, self.dest.labels[form.node], found)
 
-    def _decide(self, index: int, weight: int, piece: int, label: tuple[int, ...], found: list[Candidate]) -> Stop | None:
+    def _decide(
+        self, index: int, weight: int, piece: int, label: tuple[int, ...], found: list[Candidate]
+    ) -> Stop | None:
         """Take a candidate: the one forced by a trial, else the likest that nothing else has taken."""
         key = (index, weight, piece)
         ordered = sorted(found, key=lambda c: self._merit(c, label, key), reverse=True)
@@ -230,7 +247,12 @@ class Search:
     def _merit(self, candidate: Candidate, label: tuple[int, ...], key: Key) -> tuple[float, ...]:
         owner = self.taken.get(candidate.key)
         is_free = owner is None or owner == key
-        return (float(is_free), float(self.learned.get((label[:3], candidate.label[:3]), 0) > 0), candidate.likeness, -candidate.off)
+        return (
+            float(is_free),
+            float(self.learned.get((label[:3], candidate.label[:3]), 0) > 0),
+            candidate.likeness,
+            -candidate.off,
+        )
 
     def _confirm(self, index: int, off: float) -> None:
         """What meets this weight is found in src: the decisions behind it are right."""
@@ -261,8 +283,14 @@ class Search:
         return False
 
     def _open_keys(self, stop: Stop) -> list[Key]:
-        behind = frozenset().union(*(self.fresh.get(i, frozenset()) | self.ripe.get(i, frozenset()) for i in self._operands(stop)))
-        keys = [k for k in behind if k in self.choices and not self.choices[k].is_confirmed and len(self.choices[k].candidates) > 1]
+        behind = frozenset().union(
+            *(self.fresh.get(i, frozenset()) | self.ripe.get(i, frozenset()) for i in self._operands(stop))
+        )
+        keys = [
+            k
+            for k in behind
+            if k in self.choices and not self.choices[k].is_confirmed and len(self.choices[k].candidates) > 1
+        ]
         return sorted(keys)[-10:]
 
     def _operands(self, stop: Stop) -> tuple[int, ...]:
@@ -355,37 +383,3 @@ class Search:
                 self._confirm(index, partner[1])
                 matched.append((partner[0], path, partner[1]))
         return matched
-
-
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Return the largest difference over the largest value, elements in order, else as sorted numbers; NaN as inf."""
-    if a.is_complex() or b.is_complex():
-        a, b = torch.view_as_real(a.to(torch.complex128)), torch.view_as_real(b.to(torch.complex128))
-    x, y = a.reshape(-1).to(torch.float64), b.reshape(-1).to(torch.float64)
-    if not len(x):
-        return 0.0
-    same = x == y
-    scale = float(torch.where(torch.isfinite(x), x.abs(), 0.0).max()) or 1.0
-    off = float(torch.where(same, 0.0, (x - y).abs()).max()) / scale
-    if a.shape != b.shape and off > EXACT:
-        gap = (x.sort().values - y.sort().values).abs()
-        off = min(off, float(gap.max()) / scale)
-    return off if off == off else float("inf")
-
-
-def holds_all(whole: Tensor, part: Tensor) -> bool:
-    """Whether every number of part is one of whole's: one output is some of the other, in whatever order."""
-    if part.numel() >= whole.numel() or part.numel() < 2 or whole.is_complex() or part.is_complex():
-        return False
-    flat, wanted = whole.reshape(-1).double().sort().values, part.reshape(-1).double()
-    if not bool((wanted != wanted[0]).any()):
-        return False
-    place = torch.searchsorted(flat, wanted.contiguous()).clamp(1, len(flat) - 1)
-    gap = torch.minimum((flat[place] - wanted).abs(), (flat[place - 1] - wanted).abs())
-    return bool((gap <= EXACT * (wanted.abs() + flat.abs().mean())).all())
-
-
-def values_agree(a: Tensor, b: Tensor) -> bool:
-    """Whether two values hold the same numbers, in whatever order."""
-    dims = tuple(range(a.dim()))
-    return a.numel() == b.numel() and distance(moments(a, dims).view(1, 3), moments(b, tuple(range(b.dim()))).view(1, 3)) <= EXACT

@@ -1,6 +1,7 @@
 """One match from beginning to end: both captures, both flow graphs, src computed, dest walked.
 
-Where dest's control flow depends on its weights, dest is captured again with what is known, until nothing more is found.
+Where dest's control flow depends on its weights, dest is captured again with what is known, until nothing more is
+found.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def solve(src: Capture, dest: Capture, dest_model: nn.Module | None, dest_inputs
 
 def _walk(source: Source, dest: Capture, src: Capture) -> tuple[Side, Outcome]:
     flow = lower(dest, fixed_buffers(dest, src))
-    blank = {i: torch.full(tuple(w.tensor.shape), torch.nan, dtype=torch.float64) for i, w in flow.weights.items()}
+    blank = {i: torch.tensor(torch.nan, dtype=torch.float64).expand(w.tensor.shape) for i, w in flow.weights.items()}
     side = Side(flow, blank)
     search = Search(source, side, Assignment(side, source))
     live = flow.ancestors([index for _, index in flow.outputs])

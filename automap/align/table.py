@@ -89,7 +89,9 @@ class Side:
         return None
 
     def essential(self, weight: int) -> tuple[tuple[int, ...], Tensor]:
-        """Return the shape of a weight-side value without repetition (broadcast dims as 1) and the places that remain."""
+        """Return the shape of a weight-side value without repetition (broadcast dims as 1) and the places that
+        remain.
+        """
         if weight not in self._essential:
             shape = self.flow[weight].shape
             places = torch.arange(math.prod(shape)).view(shape)
@@ -108,7 +110,9 @@ class Side:
             return places
         ids = torch.stack([t.ids.reshape(-1)[places] for t in found], 1)
         _, inverse = torch.unique(ids, dim=0, return_inverse=True)
-        first = torch.full((int(inverse.max()) + 1,), len(inverse)).scatter_reduce(0, inverse, torch.arange(len(inverse)), "amin")
+        first = torch.full((int(inverse.max()) + 1,), len(inverse)).scatter_reduce(
+            0, inverse, torch.arange(len(inverse)), "amin"
+        )
         return places[first.sort().values]
 
     def _is_repeated(self, weight: int) -> bool:
@@ -122,7 +126,12 @@ class Side:
     def chosen_rows(self, form: LinearForm) -> Lookup | None:
         """Return a product with one-hot rows as the lookup it is, or None."""
         x = self.run.value(form.data)
-        if form.groups != 1 or form.kind != "matmul" or self.flow[form.node].operands[1] != form.weight or self.flow[form.weight].op != "weight":
+        if (
+            form.groups != 1
+            or form.kind != "matmul"
+            or self.flow[form.node].operands[1] != form.weight
+            or self.flow[form.weight].op != "weight"
+        ):
             return None
         x = x.reshape(-1, x.shape[-1])
         if x.shape[-1] < 2 or bool(((x != 0) & (x != 1)).any()) or bool((x.sum(-1) != 1).any()):

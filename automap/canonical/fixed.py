@@ -1,6 +1,7 @@
 """Tells buffers that are constants of the architecture (masks, coordinate tables) from buffers that are state.
 
-A buffer is fixed where it is only compared, never computed with, where it is a mask of zeros and ones, or where the other
+A buffer is fixed where it is only compared, never computed with, where it is a mask of zeros and ones, or where the
+other
 model holds the very same values.
 """
 
@@ -12,7 +13,20 @@ from torch import Tensor, fx
 from automap.capture import Capture
 
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or"}
-_LAYOUT = {"slice", "view", "expand", "select", "unsqueeze", "squeeze", "_to_copy", "detach", "alias", "permute", "transpose", "clone"}
+_LAYOUT = {
+    "slice",
+    "view",
+    "expand",
+    "select",
+    "unsqueeze",
+    "squeeze",
+    "_to_copy",
+    "detach",
+    "alias",
+    "permute",
+    "transpose",
+    "clone",
+}
 
 
 def fixed_buffers(mine: Capture, other: Capture) -> frozenset[str]:
@@ -22,7 +36,9 @@ def fixed_buffers(mine: Capture, other: Capture) -> frozenset[str]:
     found = set()
     for name, weight in mine.weights.items():
         if not weight.is_parameter and (
-            _is_only_compared(nodes[name]) or _is_binary(weight.tensor) or any(_holds_same(weight.tensor, t) for t in theirs)
+            _is_only_compared(nodes[name])
+            or _is_binary(weight.tensor)
+            or any(_holds_same(weight.tensor, t) for t in theirs)
         ):
             found.add(weight.name)
     return frozenset(found)

@@ -147,8 +147,12 @@ def _lowered(builder: Builder, node: fx.Node, args: tuple[Any, ...], kwargs: dic
 
 def _flow(builder: Builder, outputs: tuple[tuple[str, int], ...], capture: Capture) -> Flow:
     readers: dict[int, list[int]] = {}
+    needed = {index for _, index in outputs}
+    for node in reversed(builder.nodes):
+        if node.index in needed:
+            needed.update(node.operands)
     for node in builder.nodes:
-        for operand in node.operands:
+        for operand in node.operands if node.index in needed else ():
             readers.setdefault(operand, []).append(node.index)
     frozen: Mapping[int, tuple[int, ...]] = {index: tuple(dict.fromkeys(found)) for index, found in readers.items()}
     return Flow(tuple(builder.nodes), builder.weights, builder.constants, builder.inputs, outputs, capture, frozen)

@@ -92,7 +92,8 @@ def _moved(node: Node, known: dict[int, tuple[Trace, ...]], constant: Any, flow:
 
 
 def _with_path(found: tuple[Trace, ...], path: tuple[str, ...], node: Node) -> Tensor:
-    return next((t.ids for t in found if t.path == path), torch.full(node.shape, -1))
+    same = next((t.ids for t in found if t.path == path), None)
+    return same if same is not None else torch.full(node.shape, -1)
 
 
 def moved(node: Node, ids: Mapping[int, Tensor], constant: Any) -> Tensor:
@@ -137,7 +138,11 @@ def _is_identity(node: Node, flow: Flow) -> bool:
     args, kwargs = replace_refs(node.args, lambda _: probe), replace_refs(node.kwargs, lambda _: probe)
     assert node.function is not None
     result = node.function(*args, **kwargs)
-    return isinstance(result, Tensor) and result.shape == probe.shape and torch.allclose(result, probe, rtol=1e-9, atol=1e-9)
+    return (
+        isinstance(result, Tensor)
+        and result.shape == probe.shape
+        and torch.allclose(result, probe, rtol=1e-9, atol=1e-9)
+    )
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
@@ -171,7 +176,7 @@ def parts(flow: Flow, index: int, channels: Tensor, constant: Any) -> tuple[Part
         valid = flat >= 0
         reversed_ids, reversed_order = flat[valid][::-1], order[valid][::-1]
         first[number, reversed_ids] = reversed_order
-        reads[np.unique(flat[valid]), number] = True
+        reads[:, number] = first[number] < np.iinfo(np.int64).max
     if not ports:
         return (Part(torch.arange(count), (), ()),)
     return _grouped(flow, reads, first, ports)
@@ -247,9 +252,21 @@ def _passed(flow: Flow, node: Node, mine: Mapping[int, Tensor], constant: Any) -
         plain = all(flow[i].role is not Role.ACTIVATION and len(flow[i].shape) <= len(node.shape) for i in others)
         if plain and tuple(ids.shape) == node.shape and _is_lone(flow, operand, others):
             return ids
-        if node.op == "add" and tuple(ids.shape) == node.shape and _is_split_next(flow, node.index):
+        is_sum = node.op == "add" and tuple(ids.shape) == node.shape
+        if is_sum and (_is_split_next(flow, node.index) or all(_is_product(flow, i) for i in node.operands)):
             return ids
     return None
+
+
+def _is_product(flow: Flow, index: int) -> bool:
+    """Whether a value is the result of a linear op, with a bias perhaps, in some layout: sums of such are one more."""
+    node = flow[index]
+    while node.op in MOVES or (node.op == "add" and sum(flow[i].role is Role.ACTIVATION for i in node.operands) == 1):
+        data = [i for i in node.operands if flow[i].role is Role.ACTIVATION]
+        if len(data) != 1:
+            return False
+        node = flow[data[0]]
+    return node.op in ("matmul", "convolution") and any(flow[i].role is Role.WEIGHT for i in node.operands)
 
 
 def _is_lone(flow: Flow, operand: int, others: list[int]) -> bool:
@@ -261,6 +278,6 @@ def _is_split_next(flow: Flow, index: int) -> bool:
     """Whether all that reads a sum takes slices of it, as recurrent cells do."""
     readers = flow.readers.get(index, ())
     return bool(readers) and all(
-        flow[i].op in ("slice", "select", "part") or (flow[i].op == "reshape" and _is_split_next(flow, i))
+        flow[i].op in ("slice", "select", "part", "as_strided") or (flow[i].op == "reshape" and _is_split_next(flow, i))
         for i in readers
     )

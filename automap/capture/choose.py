@@ -45,7 +45,7 @@ def capture(
         >>> import torch
         >>> found = capture(torch.nn.Linear(3, 2), torch.zeros(1, 3))
         >>> found.method, found.mode, [weight.name for weight in found.weights.values()]
-        ('dispatch', 'real', ['bias', 'weight'])
+        ('dispatch', 'real', ['weight', 'bias'])
     """
     subject, attempt = _attempt(model_or_program, Inputs.of(inputs), method)
     values = subject.parameters() if isinstance(subject, nn.Module) else subject.state_dict.values()

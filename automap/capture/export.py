@@ -6,8 +6,11 @@ aliases as any other capture. Module paths and lines are those that the export h
 
 from __future__ import annotations
 
+import traceback
 import warnings
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -126,18 +129,22 @@ class _TensorsOnly(nn.Module):
 
 def _exported(wrapper: nn.Module, model: nn.Module, inputs: Inputs) -> ExportedProgram:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):  # where torch prints the graph so far
             warnings.simplefilter("ignore")
             return torch.export.export(wrapper, inputs.args, dict(inputs.kwargs), strict=False)
     except Exception as problem:
         found = refusal(model, inputs, problem)
-        text = f"torch.export refuses {type(model).__name__}: {found}"
-        raise (InputError if isinstance(found, InputError) and _is_plain(problem) else CaptureError)(text) from problem
+        if isinstance(found, InputError) and _is_own(problem):
+            raise found from problem
+        reason = str(problem).strip().partition("\n")[0]
+        text = f"torch.export refuses {type(model).__name__}: {type(problem).__name__}: {reason}"
+        raise CaptureError(text, help="capture it by dispatch, the default") from problem
 
 
-def _is_plain(problem: Exception) -> bool:
+def _is_own(problem: Exception) -> bool:
     """Whether the model itself raised, and not the machinery of torch.export."""
-    return type(problem).__module__ == "builtins"
+    frames = traceback.extract_tb(problem.__traceback__)
+    return type(problem).__module__ == "builtins" and any(frame.filename == __file__ for frame in frames[1:])
 
 
 def _module(program: ExportedProgram) -> fx.GraphModule:

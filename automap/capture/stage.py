@@ -32,6 +32,7 @@ from automap.capture.structure import map_tensors
 from automap.capture.tape import hold
 from automap.inputs import Inputs
 
+_LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
 _SHADOW_LIMIT = 100_000  # elements; larger values are not computed beside their fakes
 
 
@@ -82,12 +83,15 @@ def fake_stage(model: nn.Module, inputs: Inputs, weights: Iterable[tuple[Weight,
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep torch from logging what goes wrong under fake tensors: it is raised as well."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
+    logs = [logging.getLogger(name) for name in _LOGS]
+    before = [log.disabled for log in logs]
     try:
+        for log in logs:
+            log.disabled = True
         yield
     finally:
-        log.disabled = before
+        for log, was_disabled in zip(logs, before, strict=True):
+            log.disabled = was_disabled
 
 
 def exchange(model: nn.Module, others: dict[int, Tensor]) -> None:

@@ -192,8 +192,8 @@ class Tape:
     def read_by_python(self, tensor: Tensor) -> None:
         """Note that Python reads tensor's value, and may go another way with other weights."""
         known = self._known.get(tensor._cdata)
-        if known is not None and known.node in self._learned:
-            self.is_data_dependent = True
+        is_learned = known.node in self._learned if known is not None else storage_key(tensor) in self._weights
+        self.is_data_dependent = self.is_data_dependent or is_learned
 
     def remember(self, tensor: Tensor, node: fx.Node) -> fx.Node:
         """Let node hold tensor's value as of now."""

@@ -4,7 +4,7 @@
     verdict      "complete" | "differs" | "ambiguous" | "impossible"
     is_applied   whether the weights were placed in dest
     is_equal     whether all compared outputs agree; null where nothing was compared
-    captures     {"src": ..., "dest": ...}: model, method, mode, op_count, weight_count, weight_size_bytes
+    captures     {"src": ..., "dest": ...}: model, method, mode, op_count, weight_count, weight_size_bytes, notes
     weights      [{"dest", "shape", "dtype", "expression", "evidence"}]: one entry for each weight of dest, not folded;
                  the expression is for people, the complete one is in the plan
     unused, kept names of src that nothing takes; names of dest that stay as they are
@@ -27,9 +27,9 @@ from dataclasses import asdict
 from typing import Any
 
 from automap.findings import Finding
-from automap.results import CaptureSummary, Match, Parity, Transfer
 from automap.plan import dtype_of, format_expr, shape_of
 from automap.report.model import build_report, shorten
+from automap.results import CaptureSummary, Match, Parity, Transfer
 
 SCHEMA = "automap-report/1"
 
@@ -71,6 +71,7 @@ def report_data(result: Transfer | Match, *, notes: Sequence[str] = ()) -> dict[
 def _capture_data(capture: CaptureSummary) -> dict[str, Any]:
     data = asdict(capture)
     del data["elapsed_s"]
+    data["notes"] = list(capture.notes)
     return data
 
 

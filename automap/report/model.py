@@ -14,9 +14,9 @@ from pathlib import Path
 
 from automap.findings import Finding, Site
 from automap.inputs import short_size
-from automap.results import CaptureSummary, Evidence, Match, Parity, Transfer, Verdict
 from automap.plan import Plan, dtype_of, format_expr, shape_of
 from automap.report.folding import fold
+from automap.results import CaptureSummary, Evidence, Match, Parity, Transfer, Verdict
 
 _EVIDENCE: tuple[Evidence, ...] = ("proved", "tested", "aligned", "assumed")
 _SEVERITIES = ("error", "warning", "note")

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from automap.findings import Finding, Site
 from automap.inputs import short_size
-from automap.results import CaptureSummary, Match, OutputParity, Parity, ParityCheck, Transfer
 from automap.report.model import FoldedFinding, Names, Report, Row, Stage, build_report, fold_names
+from automap.results import CaptureSummary, Match, OutputParity, Parity, ParityCheck, Transfer
 
 _MOST_FINDINGS = 20
 _MOST_NAMES = 12
@@ -78,7 +78,9 @@ def _joined(parts: Iterable[Sequence[Text]]) -> Iterator[Text]:
 def _captures(report: Report) -> list[Text]:
     width = max(len(report.src.model), len(report.dest.model))
     lines = [_capture("src ", report.src, width), _capture("dest", report.dest, width)]
-    return [_head("captured"), *lines, *(Text(f"  note: {note}") for note in report.notes)]
+    sides = (("src", report.src), ("dest", report.dest))
+    notes = [*report.notes, *(f"{side}: {note}" for side, capture in sides for note in capture.notes)]
+    return [_head("captured"), *lines, *(Text(f"  note: {note}") for note in notes)]
 
 
 def _capture(side: str, capture: CaptureSummary, width: int) -> Text:
@@ -178,7 +180,7 @@ def _parity(parity: Parity | None) -> list[Text]:
     if parity.unverifiable:
         names = fold_text(parity.unverifiable)
         lines.append(Text(f"  no compared output depends on {_count(len(parity.unverifiable), 'weight')}: {names}"))
-    return [_head("parity"), *lines]
+    return [_head("parity"), *(lines or [Text("  nothing could be compared")])]
 
 
 def fold_text(names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from automap.canonical.flow import Ref, Role
@@ -35,10 +36,19 @@ def product(builder: Builder, left: Any, right: Any) -> Ref:
 def weighted(builder: Builder, value: Any) -> tuple[Ref, Ref] | None:
     """The factors `(s, w)` of a product of narrow data `s` (one number a row) with a weight `w`, or None."""
     node = builder.nodes[value.index] if isinstance(value, Ref) else None
-    if node is None or node.op != "mul" or node.role is not Role.ACTIVATION or not all(isinstance(a, Ref) for a in node.args):
+    if (
+        node is None
+        or node.op != "mul"
+        or node.role is not Role.ACTIVATION
+        or not all(isinstance(a, Ref) for a in node.args)
+    ):
         return None
     for data, weight in (node.args, reversed(node.args)):
-        if builder.role(weight) is Role.WEIGHT and builder.role(data) is Role.ACTIVATION and builder.shape(data)[-1:] == (1,):
+        if (
+            builder.role(weight) is Role.WEIGHT
+            and builder.role(data) is Role.ACTIVATION
+            and builder.shape(data)[-1:] == (1,)
+        ):
             return data, weight
     return None
 
@@ -59,13 +69,19 @@ def total(builder: Builder, left: Any, right: Any) -> Ref:
 
 
 def _over_parts(builder: Builder, joined: Any, table: Any) -> Ref | None:
-    """A table added to tokens and data joined together, as what it adds to each: `cat(t, x) + p` is `cat(t + p', x + p'')`."""
+    """A table added to tokens and data joined together, as what it adds to each: `cat(t, x) + p` is `cat(t + p', x +
+    p'')`.
+    """
     node = builder.nodes[joined.index] if isinstance(joined, Ref) else None
     if node is None or node.op != "cat" or node.role is not Role.ACTIVATION or builder.role(table) is not Role.WEIGHT:
         return None
     parts, dim = node.args[0], (node.args[1] if len(node.args) > 1 else 0) % len(node.shape)
     place = dim - len(node.shape) + len(builder.shape(table))
-    if not any(builder.role(p) is Role.WEIGHT for p in parts) or place < 0 or builder.shape(table)[place] != node.shape[dim]:
+    if (
+        not any(builder.role(p) is Role.WEIGHT for p in parts)
+        or place < 0
+        or builder.shape(table)[place] != node.shape[dim]
+    ):
         return None
     start, moved = 0, []
     for part in parts:
@@ -83,7 +99,11 @@ def _factors(builder: Builder, value: Any) -> tuple[Ref, Ref] | None:
         return None
     if node.op == "neg":
         inner = _factors(builder, node.args[0])
-        return None if inner is None else (builder.add("neg", torch.neg, inner[0], shape=builder.shape(inner[0])), inner[1])
+        return (
+            None
+            if inner is None
+            else (builder.add("neg", torch.neg, inner[0], shape=builder.shape(inner[0])), inner[1])
+        )
     if node.op == "mul" and builder.role(node.args[1]) is Role.WEIGHT and builder.role(node.args[0]) is Role.ACTIVATION:
         return node.args[0], node.args[1]
     return None
@@ -99,7 +119,7 @@ def _terms(builder: Builder, value: Any) -> list[tuple[Any, Any]]:
 
 
 def _broadcast(builder: Builder, left: Any, right: Any) -> tuple[int, ...]:
-    return tuple(torch.broadcast_shapes(builder.shape(left), builder.shape(right)))
+    return tuple(np.broadcast_shapes(builder.shape(left), builder.shape(right)))
 
 
 @rule(aten.sub.Tensor, aten.sub.Scalar)

@@ -1,4 +1,6 @@
-"""Number types: every floating-point type is float64 here, so casts between them are nothing, factories make float64."""
+"""Number types: every floating-point type is float64 here, so casts between them are nothing, factories make
+float64.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from automap.canonical.lower import Builder, aten, rule
 #: canonical names of ops that move elements without changing them
 MOVES = {
     "reshape", "permute", "transpose", "expand", "slice", "select", "cat", "stack", "squeeze", "unsqueeze", "index",
-    "index_select", "roll", "flip", "repeat", "as_strided", "as_strided_scatter", "constant_pad_nd", "unfold", "pixel_shuffle",
+    "index_select", "roll", "flip", "repeat", "as_strided", "as_strided_scatter", "constant_pad_nd", "unfold",
+    "pixel_shuffle",
     "pixel_unshuffle", "part", "diagonal", "gather", "slice_scatter", "select_scatter", "im2col", "copy",
 }  # fmt: skip
 
@@ -69,6 +70,31 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if builder.shape(args[1]) == _out(builder):
         return args[1]
     return builder.add("expand", torch.broadcast_to, args[1], tuple(_out(builder)), shape=_out(builder))
+
+
+@rule(aten.as_strided.default)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A look into a storage: what was written there last, or what was there before writes to other places."""
+    base, size, stride = args[0], tuple(args[1]), tuple(args[2])
+    offset = (args[3] if len(args) > 3 else 0) or 0
+    while isinstance(base, Ref) and builder.nodes[base.index].op == "as_strided_scatter":
+        below, written, *geometry = builder.nodes[base.index].args
+        if (tuple(geometry[0]), tuple(geometry[1]), geometry[2] or 0) == (size, stride, offset):
+            return written
+        if not _overlap(builder.shape(base)[0], (size, stride, offset), (geometry[0], geometry[1], geometry[2] or 0)):
+            base = below
+        else:
+            break
+    return builder.add(
+        "as_strided", aten.as_strided.default, base, list(size), list(stride), offset, shape=_out(builder)
+    )
+
+
+def _overlap(length: int, one: tuple[Any, Any, int], other: tuple[Any, Any, int]) -> bool:
+    places = torch.arange(length)
+    mask = torch.zeros(length, dtype=torch.bool)
+    mask[torch.as_strided(places, *one).reshape(-1)] = True
+    return bool(mask[torch.as_strided(places, *other).reshape(-1)].any())
 
 
 @rule(operator.getitem)

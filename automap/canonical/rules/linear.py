@@ -82,7 +82,9 @@ def _rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _lookup(builder: Builder, table: Any, index: Any) -> Ref:
-    """Rows of a table: a lookup where data chooses the rows, plain layout where every input would read the same ones."""
+    """Rows of a table: a lookup where data chooses the rows, plain layout where every input would read the same
+    ones.
+    """
     shape = (*builder.shape(index), *builder.shape(table)[1:])
     counted = _counted(builder, index)
     if counted is not None:

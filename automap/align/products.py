@@ -1,0 +1,297 @@
+"""Candidates for products and convolutions: src uses that meet the same columns of numbers, cut as dest's outputs
+are read.
+
+Columns give the order of input channels, what reads the outputs gives their parts; which part is which is left open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from automap.align.assignment import Claim
+from automap.align.candidates import Candidate, Piece, certain
+from automap.align.forms import LinearForm, is_near, unfolded
+from automap.align.labels import similarity
+from automap.align.moments import CLOSE, EXACT, bijection, clean, distance, row_order
+from automap.align.table import Side, Source
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Unit:
+    """One matrix of a src use that meets the same columns; `order[k]` is the src column of dest column k."""
+
+    form: LinearForm
+    group: int
+    order: Tensor
+    off: float
+
+
+def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
+    """Return the pieces of a dest use with their candidates; empty where nothing in src meets the same columns."""
+    for tolerance in (EXACT, CLOSE):
+        for mine, theirs in _readings(dest, src, form):
+            if mine.groups > 1:
+                found = _stacked(dest, src, mine, theirs, tolerance)
+                if found:
+                    return found
+            units = [_units(mine, group, theirs, tolerance) for group in range(mine.groups)]
+            if all(units):
+                found = _pieces(dest, src, mine, units)
+                if found:
+                    return found
+    if form.kind == "matmul" and form.groups == 1:
+        fewer = _subset_units(
+            form, _rows(dest, form), [f for f in src.linear if f.kind == "matmul"], lambda other: _rows(src, other)
+        )
+        return _pieces(dest, src, form, [fewer]) if fewer else []
+    return []
+
+
+def _rows(side: Side, form: LinearForm) -> Tensor:
+    """What meets a product's weight, as `(positions, in)`."""
+    node, x = side.flow[form.node], clean(side.run.value(form.data))
+    if node.op == "convolution":
+        return x.movedim(1, -1).reshape(-1, x.shape[1])
+    if node.operands[0] == form.weight and x.dim() > 1:
+        x = x.transpose(-1, -2)
+    return x.reshape(-1, x.shape[-1])
+
+
+def _readings(dest: Side, src: Source, form: LinearForm) -> list[tuple[LinearForm, list[LinearForm]]]:
+    """Ways to read both sides' uses: as they are, then convolutions as products over patches."""
+    found = [(form, [f for f in src.linear if f.kind == form.kind])]
+    patches = unfolded(form, dest.flow[form.node], dest.run.value)
+    if form.kind == "matmul":
+        found.append((form, src.patches))
+    if patches is not None:
+        found.append((patches, [f for f in src.linear if f.kind == "matmul"] + src.patches))
+    return found
+
+
+def _units(form: LinearForm, group: int, forms: list[LinearForm], tolerance: float) -> list[_Unit]:
+    columns = form.columns[group]
+    taps = form.places.shape[-1]
+    found = []
+    for other in forms:
+        if other.columns.shape[1:] != columns.shape or other.places.shape[-1] != taps:
+            continue
+        if form.groups == other.groups == 1 and not is_near(form.center, other.center, max(tolerance * 100, 1e-6)):
+            continue
+        candidates = range(other.groups) if other.groups <= 8 else _near(columns, other, tolerance)
+        found.extend(_unit(columns, other, candidates, tolerance))
+    same = [u for u in found if u.form.geometry == form.geometry]
+    return same + [u for u in found if u.form.geometry != form.geometry]
+
+
+def _stacked(
+    dest: Side, src: Source, form: LinearForm, forms: list[LinearForm], tolerance: float
+) -> list[tuple[Piece, list[Candidate]]]:
+    """Candidates that are stacks of as many matrices of the same size, whose outputs are read as one."""
+    if form.kind != "convolution" and len(dest.parts(form)) > 1:
+        return []
+    piece = Piece(torch.arange(form.width), dest.labels[form.node])
+    options = []
+    for other in forms:
+        if other.places.shape != form.places.shape or not is_near(
+            form.center, other.center, max(tolerance * 100, 1e-6)
+        ):
+            continue
+        order = _group_order(form.columns, other.columns, tolerance)
+        if order is not None:
+            is_same = bool((order == torch.arange(len(order))).all()) and form.places.stride() == other.places.stride()
+            claim = (
+                Claim(form.weight, None, other.weight, None)
+                if is_same and _has_shape(dest, form, src, other)
+                else Claim(form.weight, form.places.reshape(-1), other.weight, other.places[order].reshape(-1))
+            )
+            likeness = similarity(piece.label, src.labels[other.node]) + (
+                3.0 if form.geometry == other.geometry else 0.0
+            )
+            options.append(Candidate(certain(claim), (other.node, "stack"), src.labels[other.node], likeness))
+    return [(piece, options)] if options else []
+
+
+def _group_order(mine: Tensor, theirs: Tensor, tolerance: float) -> Tensor | None:
+    """Return for each dest matrix the src matrix that meets the same columns, in the same order."""
+    matched = bijection(mine.mean(1), theirs.mean(1), tolerance)
+    if matched is None:
+        return None
+    off = distance(mine.reshape(-1, 3), theirs[matched[0]].reshape(-1, 3))
+    return matched[0] if off <= tolerance else None
+
+
+def _subset_units(
+    form: LinearForm, rows: Tensor, forms: list[LinearForm], rows_of: Callable[[LinearForm], Tensor]
+) -> list[_Unit]:
+    """Units that meet the same rows of numbers in other positions: one side works on fewer of them."""
+    found = []
+    for other in forms:
+        if other.groups != 1 or other.columns.shape != form.columns.shape or other.count == form.count:
+            continue
+        theirs = rows_of(other)
+        few, many = (rows, theirs) if len(rows) < len(theirs) else (theirs, rows)
+        order = row_order(few[0], many)
+        if order is not None:
+            found.append(_Unit(other, 0, order if few is rows else torch.argsort(order), 0.0))
+    return found
+
+
+def _near(columns: Tensor, other: LinearForm, tolerance: float) -> list[int]:
+    mean = columns.mean(0)
+    gaps = ((other.columns.mean(1) - mean).abs() / (mean.abs() + 1e-9)).max(1).values
+    return [int(i) for i in torch.nonzero(gaps <= tolerance * 10).reshape(-1)]
+
+
+def _unit(columns: Tensor, other: LinearForm, groups: Iterable[int], tolerance: float) -> list[_Unit]:
+    found = []
+    for group in groups:
+        theirs = other.columns[group]
+        if distance(columns.mean(0, keepdim=True), theirs.mean(0, keepdim=True)) > max(tolerance * 100, 1e-6):
+            continue
+        matched = bijection(columns, theirs, tolerance)
+        if matched is not None:
+            found.append(_Unit(other, group, matched[0], matched[1]))
+    return found
+
+
+def _pieces(dest: Side, src: Source, form: LinearForm, units: list[list[_Unit]]) -> list[tuple[Piece, list[Candidate]]]:
+    for mine in _partings(dest, form, units):
+        found = [(piece, _options(dest, src, form, piece, units)) for piece in mine]
+        if all(options for _, options in found):
+            return found
+    return []
+
+
+def _partings(dest: Side, form: LinearForm, units: list[list[_Unit]]) -> list[list[Piece]]:
+    """Ways to cut a dest use's outputs: by who reads them, the like-read together, whole."""
+    read = [Piece(p.channels, dest.part_label(p, form)) for p in dest.parts(form)]
+    whole = [Piece(torch.arange(form.width), dest.labels[form.node])]
+    if sum(len(p.channels) for p in read) != form.width:
+        unread = torch.ones(form.width, dtype=torch.bool)
+        for p in read:
+            unread[p.channels] = False
+        read.append(Piece(torch.nonzero(unread).reshape(-1), ()))
+    widths = {u.form.width for group in units for u in group}
+    halves = [_cut(read, width) for width in sorted(widths, reverse=True) if width < form.width]
+    return [read, _merged(read), *halves, whole]
+
+
+def _cut(pieces: list[Piece], size: int) -> list[Piece]:
+    """Pieces cut into runs of a size, where they are multiples of it."""
+    found: list[Piece] = []
+    for piece in pieces:
+        runs = torch.split(piece.channels, size) if len(piece.channels) % size == 0 else (piece.channels,)
+        found.extend(Piece(run, piece.label) for run in runs)
+    return found
+
+
+def _merged(pieces: list[Piece]) -> list[Piece]:
+    """Pieces that are read alike, as one: the heads of a loop over heads."""
+    together: dict[object, list[Piece]] = {}
+    for piece in pieces:
+        together.setdefault(piece.label, []).append(piece)
+    return [Piece(torch.cat([p.channels for p in group]), group[0].label) for group in together.values()]
+
+
+def _options(dest: Side, src: Source, form: LinearForm, piece: Piece, units: list[list[_Unit]]) -> list[Candidate]:
+    """Candidates of one piece: for every matrix of the dest use a unit and a part of it with as many channels."""
+    per_group = [_group_options(dest, src, form, group, piece, units[group]) for group in range(form.groups)]
+    if form.groups == 1:
+        return per_group[0]
+    rows = min((len(options) for options in per_group), default=0)
+    found = []
+    for row in range(rows):
+        chosen = [options[row] for options in per_group]
+        found.append(
+            Candidate(
+                partial(_joined, chosen),
+                ("stack", *chosen[0].key),
+                chosen[0].label,
+                chosen[0].likeness,
+                max(c.off for c in chosen),
+            )
+        )
+    return found
+
+
+def _joined(chosen: list[Candidate]) -> tuple[Claim, ...]:
+    """The claims of several candidates, those between the same two values as one."""
+    together: dict[tuple[int, int | None], list[Claim]] = {}
+    for claim in (claim for candidate in chosen for claim in candidate.claims):
+        together.setdefault((claim.dest_value, claim.src_value), []).append(claim)
+    return tuple(
+        replace(g[0], dest_places=_all([c.dest_places for c in g]), src_places=_all([c.src_places for c in g]))
+        for g in together.values()
+    )
+
+
+def _all(places: list[Tensor | None]) -> Tensor | None:
+    known = [p for p in places if p is not None]
+    return torch.cat(known) if len(known) == len(places) else None
+
+
+def _has_shape(dest: Side, form: LinearForm, src: Side, other: LinearForm) -> bool:
+    return dest.flow[form.weight].shape == src.flow[other.weight].shape
+
+
+def _piece_claim(
+    dest: Side, src: Side, form: LinearForm, group: int, piece: Piece, unit: _Unit, channels: Tensor
+) -> tuple[Claim, ...]:
+    """The claim that a piece's channels are those of a src unit."""
+    natural = torch.arange(form.width)
+    is_whole = (
+        form.groups == unit.form.groups == 1 and torch.equal(piece.channels, natural) and torch.equal(channels, natural)
+    )
+    if (
+        is_whole
+        and torch.equal(unit.order, torch.arange(len(unit.order)))
+        and form.places.stride() == unit.form.places.stride()
+        and _has_shape(dest, form, src, unit.form)
+    ):
+        return (Claim(form.weight, None, unit.form.weight, None),)
+    target = form.places[group][piece.channels]
+    source = unit.form.places[unit.group][channels][:, unit.order]
+    return (Claim(form.weight, target.reshape(-1), unit.form.weight, source.reshape(-1)),)
+
+
+def _group_options(
+    dest: Side, src: Source, form: LinearForm, group: int, piece: Piece, units: list[_Unit]
+) -> list[Candidate]:
+    found = []
+    size = len(piece.channels)
+    for unit in units:
+        for channels, label, key in _src_pieces(src, unit, size):
+            claims = partial(_piece_claim, dest, src, form, group, piece, unit, channels)
+            likeness = similarity(piece.label, label) + (0.5 if unit.form.geometry == form.geometry else 0.0)
+            likeness += (2.0 if unit.form.width == form.width else 0.0) + _FIT[key[0]]
+            pair = (unit.form.node, piece.channels, channels) if form.groups == unit.form.groups == 1 else None
+            found.append(Candidate(claims, (unit.form.node, unit.group, *key), label, likeness, unit.off, pair))
+    return found
+
+
+#: how well a cut of src's outputs speaks for a candidate
+_FIT = {"part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
+
+
+def _src_pieces(src: Source, unit: _Unit, size: int) -> list[tuple[Tensor, tuple[int, ...], tuple[str, int]]]:
+    """The parts of a unit's outputs with `size` channels: as read, merged, runs of them, or the whole."""
+    read = [Piece(p.channels, src.part_label(p, unit.form)) for p in src.parts(unit.form)]
+    found = [(p.channels, p.label, ("part", n)) for n, p in enumerate(read) if len(p.channels) == size]
+    if not found:
+        found = [(p.channels, p.label, ("merged", n)) for n, p in enumerate(_merged(read)) if len(p.channels) == size]
+    if not found:
+        runs = [
+            (p, r)
+            for p in _merged(read)
+            if len(p.channels) > size and len(p.channels) % size == 0
+            for r in torch.split(p.channels, size)
+        ]
+        found = [(run, p.label, ("run", n)) for n, (p, run) in enumerate(runs)]
+    if not found and unit.form.width == size:
+        found = [(torch.arange(size), src.labels[unit.form.node], ("whole", 0))]
+    return found

@@ -1,0 +1,206 @@
+"""Candidates for tables: scales, shifts, lookups and tokens, by the numbers that each element meets.
+
+Where nothing is known of what a table meets (tokens, learned queries), tables that enter the same kind of op stand by.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from automap.align.assignment import Claim
+from automap.align.candidates import Candidate, certain
+from automap.align.forms import ElementForm, is_near
+from automap.align.labels import similarity
+from automap.align.moments import CLOSE, EXACT, bijection, clean, injection, row_order
+from automap.align.table import Lookup, Side, Slot, Source
+from automap.canonical.rules.layout import MOVES
+
+
+def element_candidates(dest: Side, src: Source, form: ElementForm) -> list[Candidate]:
+    """Return the src tables that meet the same groups of numbers, or none."""
+    label = dest.labels[form.node]
+    for tolerance in (EXACT, CLOSE):
+        found = []
+        for other in src.meeting(form, tolerance):
+            places = _met(form, other, tolerance)
+            if places is not None:
+                claim = Claim(form.weight, form.places, other.weight, other.places[places])
+                likeness = similarity(label, src.labels[other.node])
+                found.append(
+                    Candidate(
+                        certain(claim),
+                        (other.node, "element"),
+                        src.labels[other.node],
+                        likeness,
+                        0.0 if tolerance == EXACT else tolerance,
+                    )
+                )
+        if not found:
+            found = _composite(form, src, tolerance)
+        if found:
+            return found
+    return _subset_elements(dest, src, form)
+
+
+def _subset_elements(dest: Side, src: Source, form: ElementForm) -> list[Candidate]:
+    """The src tables of one dimension that meet the same rows of numbers in other positions."""
+    mine = _element_rows(dest, form)
+    found = []
+    for other in src.elements.get(form.kind, ()) if mine is not None else ():
+        theirs = _element_rows(src, other)
+        if mine is None or theirs is None or theirs.shape[1] != mine.shape[1] or len(theirs) == len(mine):
+            continue
+        few, many = (mine, theirs) if len(mine) < len(theirs) else (theirs, mine)
+        order = row_order(few[0], many)
+        if order is not None:
+            order = order if few is mine else torch.argsort(order)
+            claim = Claim(form.weight, form.places, other.weight, other.places[order])
+            found.append(
+                Candidate(
+                    certain(claim),
+                    (other.node, "element"),
+                    src.labels[other.node],
+                    similarity(dest.labels[form.node], src.labels[other.node]),
+                )
+            )
+    return found
+
+
+def _element_rows(side: Side, form: ElementForm) -> Tensor | None:
+    """What meets a per-channel table, as `(positions, elements)`, or None where it is not per channel."""
+    shape, _ = side.essential(form.weight)
+    long = [d - len(shape) for d, n in enumerate(shape) if n > 1]
+    if len(long) != 1:
+        return None
+    x = clean(side.run.value(form.data)).expand(side.flow[form.node].shape)
+    return x.movedim(long[0], -1).reshape(-1, x.shape[long[0]])
+
+
+def _met(form: ElementForm, other: ElementForm, tolerance: float) -> Tensor | None:
+    if len(form.meets) == len(other.meets):
+        if not is_near(form.center, other.center, max(tolerance * 100, 1e-6)):
+            return None
+        matched = bijection(form.meets, other.meets, tolerance)
+        return matched[0] if matched is not None else None
+    if len(form.meets) > len(other.meets):
+        return None
+    places = injection(form.meets, other.meets, tolerance)
+    return places if bool((places >= 0).all()) and len(torch.unique(places)) == len(places) else None
+
+
+def _composite(form: ElementForm, src: Source, tolerance: float) -> list[Candidate]:
+    """One dest table made of several src ones, each meeting some of its groups."""
+    missing = torch.ones(len(form.meets), dtype=torch.bool)
+    claims: list[Claim] = []
+    nodes: list[int] = []
+    for other in src.elements.get(form.kind, ()):
+        if len(form.meets) < len(other.meets):
+            continue
+        places = injection(form.meets, other.meets, tolerance)
+        hit = (places >= 0) & missing
+        if (
+            bool(hit.any())
+            and len(torch.unique(places[hit])) == int(hit.sum())
+            and int(hit.sum()) >= min(2, len(other.meets))
+        ):
+            claims.append(Claim(form.weight, form.places[hit], other.weight, other.places[places[hit]]))
+            nodes.append(other.node)
+            missing &= ~hit
+    if not claims or (len(claims) == 1 and bool(missing.any()) and int(missing.sum()) > len(missing) * 0.9):
+        return []
+    if bool(missing.any()):
+        if form.kind != "add":
+            return []
+        places = form.places[missing]
+        claims.append(Claim(form.weight, places, None, places))
+    return [Candidate(certain(*claims), (*nodes, "elements"), src.labels[nodes[0]], 1.0)]
+
+
+def bias_candidates(
+    dest: Side, src: Source, form: ElementForm, pairs: list[tuple[int, Tensor, Tensor]]
+) -> list[Candidate]:
+    """Return the candidate that a bias follows its product: pairs tell which src channels dest's channels are."""
+    _, places = dest.essential(form.weight)
+    claims = []
+    for node, mine, theirs in pairs:
+        bias = _bias_of(src, node)
+        if bias is None or len(places) != sum(len(m) for _, m, _ in pairs) or int(theirs.max()) >= len(bias.places):
+            return []
+        claims.append(Claim(form.weight, places[mine], bias.weight, bias.places[theirs]))
+    label = src.labels[pairs[0][0]] if pairs else ()
+    return [Candidate(certain(*claims), ("bias", *(node for node, _, _ in pairs)), label, 50.0)] if claims else []
+
+
+def _bias_of(src: Source, node: int) -> ElementForm | None:
+    """The per-channel table added to an op's result, seen through layout."""
+    behind = {node}
+    for form in src.elements.get("add", ()):
+        data = form.data
+        while data not in behind and src.flow[data].op in MOVES and len(src.flow[data].operands) == 1:
+            data = src.flow[data].operands[0]
+        if data in behind:
+            return form
+    return None
+
+
+def lookup_candidates(dest: Side, src: Source, form: Lookup) -> list[Candidate]:
+    """Return the src tables whose rows are chosen by the same numbers, up to an offset."""
+    found = []
+    table = dest.flow[form.weight].shape
+    for other in src.lookups:
+        theirs = src.flow[other.weight].shape
+        shift = _row_shift(form.rows, other.rows)
+        if shift is None or _row_size(table) != _row_size(theirs):
+            continue
+        low, high = max(0, -shift), min(table[0], theirs[0] - shift)
+        rows = torch.arange(low, high).unsqueeze(1) * _row_size(table) + torch.arange(_row_size(table))
+        claim = Claim(form.weight, rows.reshape(-1), other.weight, (rows + shift * _row_size(table)).reshape(-1))
+        likeness = (
+            similarity(dest.labels[form.node], src.labels[other.node])
+            + (10 if shift == 0 else 0)
+            + (5 if theirs[0] == table[0] else 0)
+        )
+        found.append(Candidate(certain(claim), (other.node, "lookup"), src.labels[other.node], likeness))
+    return found
+
+
+def _row_size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape[1:]:
+        size *= n
+    return size
+
+
+def _row_shift(dest: Tensor, src: Tensor) -> int | None:
+    """By how much src's row numbers exceed dest's, where they otherwise agree."""
+    a, b = torch.unique(dest.long()), torch.unique(src.long())
+    if len(a) != len(b):
+        return None
+    gaps = b - a
+    if len(dest) == len(src) and bool((src.long() - dest.long() == gaps[0]).all()):
+        return int(gaps[0])
+    return int(gaps[0]) if bool((gaps == gaps[0]).all()) else None
+
+
+def slot_candidates(dest: Side, src: Source, slot: Slot) -> list[Candidate]:
+    """Return src tables that enter an op of the same kind in the same number, nothing being known of what they meet."""
+    shape, places = dest.essential(slot.weight)[0], dest.distinct(slot.weight)
+    label = dest.labels[slot.node]
+    found = []
+    for other in src.slots:
+        theirs = src.distinct(other.weight)
+        if len(theirs) != len(places):
+            continue
+        claim = Claim(slot.weight, places, other.weight, theirs)
+        likeness = similarity(label, src.labels[other.node]) + (3.0 if other.op == slot.op else 0.0)
+        likeness += 1.0 if src.essential(other.weight)[0] == shape else 0.0
+        found.append(Candidate(certain(claim), (other.node, other.weight, "slot"), src.labels[other.node], likeness))
+    return found
+
+
+def zero_candidate(form: ElementForm, dest: Side) -> Candidate:
+    """Return the candidate that fills an added table with zeros, for a bias that src does not have."""
+    del dest
+    places = form.places
+    return Candidate(certain(Claim(form.weight, places, None, places)), ("zeros", form.node), (), -1.0)

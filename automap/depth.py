@@ -1,0 +1,50 @@
+"""Depth: how many blocks of a kind each model runs, to say of two that do not match what one has more of.
+
+Weights that run come in, one finding or none goes out. It explains a refusal and never decides a match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from automap.capture import Weight
+from automap.findings import Finding, Site
+
+
+def depth_finding(src: Iterable[Weight], dest: Iterable[Weight]) -> Finding | None:
+    """Return the kind of numbered block that one model runs more of, the largest that both have; None where equal.
+
+    Blocks are of one kind where they hold equally many numbers, however these are cut into weights.
+    """
+    ours, theirs = _by_size(src), _by_size(dest)
+    uneven = [size for size in ours.keys() & theirs.keys() if len(ours[size]) != len(theirs[size])]
+    if not uneven:
+        return None
+    size = max(uneven)
+    mine, yours = ours[size], theirs[size]
+    extra = abs(len(mine) - len(yours))
+    more, fewer, names = ("src", "dest", mine) if len(mine) > len(yours) else ("dest", "src", yours)
+    message = (
+        f"{more} has {extra} block{'s' * (extra != 1)} more than {fewer} (of {size} parameters each): "
+        f"src has {len(mine)} like `{mine[-1]}`, dest {len(yours)} like `{yours[-1]}`"
+    )
+    site = Site(names[-1], "block")
+    advice = f"build {fewer} with as many blocks as {more}"
+    if more == "src":
+        return Finding("unused-source", message, site, None, help=advice)
+    return Finding("unmatched-weight", message, None, site, help=advice)
+
+
+def _by_size(weights: Iterable[Weight]) -> dict[int, list[str]]:
+    """The numbered modules of a model by how many numbers they hold, in order."""
+    sizes: dict[str, int] = {}
+    for weight in weights:
+        parts = weight.name.split(".")
+        for depth, part in enumerate(parts[:-1], start=1):
+            if part.isdigit():
+                name = ".".join(parts[:depth])
+                sizes[name] = sizes.get(name, 0) + weight.tensor.numel()
+    found: dict[int, list[str]] = {}
+    for name, size in sizes.items():
+        found.setdefault(size, []).append(name)
+    return found
