@@ -11,7 +11,7 @@ from torch import Tensor
 from automap.align.assignment import ONE, UNKNOWN, ZERO
 from automap.align.solve import Solution
 from automap.capture import Weight
-from automap.plan import ElementMap, Expr, Plan, Source, SourceTensor, build_expr
+from automap.plan import Cast, ElementMap, Expr, Plan, Reshape, Source, SourceTensor, build_expr
 from automap.results import Evidence
 
 
@@ -41,6 +41,10 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
     missing: list[str] = []
     idle: list[str] = []
     for leaf, weight in solution.dest.flow.weights.items():
+        whole = solution.outcome.assignment.whole.get(leaf)
+        if whole is not None:
+            books.enter_whole(weight, whole, "proved" if leaf in reached else "aligned")
+            continue
         ids = solution.outcome.assignment.ids[leaf]
         is_unknown = ids == UNKNOWN
         if leaf not in reached and bool(is_unknown.all()):
@@ -89,6 +93,17 @@ class _Books:
         }
         self.used: set[str] = set()
         self.partly: list[tuple[str, int, int]] = []
+
+    def enter_whole(self, weight: Weight, leaf: int, evidence: Evidence) -> None:
+        """Add the entries of a dest weight that is one src weight, in another shape perhaps."""
+        source = self.sources[leaf]
+        shape = tuple(weight.tensor.shape)
+        expr: Expr = Source(source.name, source.shape, source.dtype)
+        expr = expr if source.shape == shape else Reshape(expr, shape)
+        expr = expr if source.dtype == _dtype(weight.tensor) else Cast(expr, _dtype(weight.tensor))
+        self.used.add(source.name)
+        for name in weight.in_state:
+            self.entries[name], self.evidence[name] = expr, evidence
 
     def enter(self, weight: Weight, ids: Tensor, evidence: Evidence) -> None:
         """Add the entries of one dest weight, under each of its names."""

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 import automap
 
 LAW = settings(max_examples=4, deadline=None, derandomize=True)
-NAMES = st.sampled_from(["split-to-fused", "per-head-to-split", "gate-and-up-to-fused-gate-last", "batch-norms-by-hand", "patch-conv-to-linear"])
+NAMES = st.sampled_from(
+    [
+        "split-to-fused",
+        "per-head-to-split",
+        "gate-and-up-to-fused-gate-last",
+        "batch-norms-by-hand",
+        "patch-conv-to-linear",
+    ]
+)
 SIDES = st.sampled_from(["src", "dest"])
 SEEDS = st.integers(0, 1000)
 State = dict[str, Tensor]
@@ -160,7 +168,12 @@ SPELLINGS = [tf.sdpa, tf.eager, tf.scaled_query, tf.einsum]
 def test_eager_and_fused_attention_are_one(a: Any, b: Any, is_per_head: bool) -> None:
     gold = PAIRS["split-to-fused"].gold
     gold = then(gold, PAIRS["fused-to-per-head"].gold) if is_per_head else gold
-    pair = Pair(partial(tf.Tower, partial(tf.Split, a)), partial(tf.Tower, partial(tf.Fused, is_per_head, b)), PAIRS["same-class"].sample, gold)
+    pair = Pair(
+        partial(tf.Tower, partial(tf.Split, a)),
+        partial(tf.Tower, partial(tf.Fused, is_per_head, b)),
+        PAIRS["same-class"].sample,
+        gold,
+    )
     src = pair.src()
     assert_same(planned(pair, src, pair.dest()), by_hand(pair, src))
 

@@ -36,8 +36,9 @@ def _blank(size: int) -> Tensor:
 
 
 def _at(ids: Tensor, places: Tensor | None) -> Tensor:
-    flat = ids.reshape(-1)
-    return flat if places is None else flat[places]
+    if places is None:
+        return ids.reshape(-1)
+    return torch.take(ids, places) if not ids.is_contiguous() else ids.view(-1)[places]
 
 
 def _is_dense(ids: Tensor) -> bool:
@@ -63,7 +64,10 @@ class _Entry:
 
 @dataclass(slots=True)
 class Assignment:
-    """Mutable book of decisions with undo: `ids[leaf]` holds numbers of src elements, flat."""
+    """Mutable book of decisions with undo: `ids[leaf]` holds numbers of src elements, flat.
+
+    `blank` are dest weights of which nothing is decided, `whole` those that are one src weight in its own order.
+    """
 
     dest: Side
     src: Side
@@ -74,6 +78,8 @@ class Assignment:
     _src_leaves: list[int] = field(default_factory=list)
     _src_starts: list[int] = field(default_factory=list)
     blank: set[int] = field(default_factory=set)
+    whole: dict[int, int] = field(default_factory=dict)
+    _worked_out: tuple[Claim, list[tuple[int, Tensor, Tensor]]] | None = None
     src_values: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     def __post_init__(self) -> None:
@@ -126,6 +132,7 @@ class Assignment:
         start, size = self.src.numbering.offsets[other], self.src.numbering.sizes[other]
         self.blank.discard(leaf)
         self.ids[leaf] = torch.arange(start, start + size)
+        self.whole[leaf] = other
         self.journal.append(_Entry(step, leaf, slice(None)))
         self.dest.run.weights[leaf] = self.src_values[start : start + size].view(self.dest.flow[leaf].shape)
         self.dest.run.touch(leaf)
@@ -134,8 +141,8 @@ class Assignment:
         """Whether a claim gives each dest element one source only, and none that contradicts what is decided."""
         if claim.src_value is None:
             return True
-        twins = self._twins(claim)
-        if twins is not None and twins[0] in self.blank:
+        targets = self.dest.traces(claim.dest_value)
+        if len(targets) == 1 and targets[0].is_once and self._leaf_of(self.dest, targets[0]) in self.blank:
             return True
         for leaf, places, values in self._carried(claim):
             known = self.ids[leaf][places]
@@ -147,8 +154,13 @@ class Assignment:
                 return False
         return True
 
-    def _carried(self, claim: Claim) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _carried(self, claim: Claim) -> list[tuple[int, Tensor, Tensor]]:
         """(dest weight, flat places in it, numbers of src elements) for each dest weight that a claim touches."""
+        if self._worked_out is None or self._worked_out[0] is not claim:
+            self._worked_out = (claim, list(self._work_out(claim)))
+        return self._worked_out[1]
+
+    def _work_out(self, claim: Claim) -> Iterator[tuple[int, Tensor, Tensor]]:
         for target, source in self._paired(claim):
             wanted = _at(target.ids, claim.dest_places)
             if source is None:
@@ -199,7 +211,7 @@ class Assignment:
         return 2 * is_begun + (self.dest.numbering.sizes[mine] == self.src.numbering.sizes[theirs])
 
     def _leaf_of(self, side: Side, trace: Trace) -> int:
-        first = int(trace.ids.reshape(-1)[0]) if trace.ids.numel() else -1
+        first = int(trace.ids[(0,) * trace.ids.dim()]) if trace.ids.numel() else -1
         first = first if first >= 0 else int(trace.ids.max())
         leaves, starts = self._order(side)
         return leaves[max(bisect_right(starts, first) - 1, 0)]
@@ -231,6 +243,7 @@ class Assignment:
         for entry in self.journal:
             if entry.step in steps:
                 if isinstance(entry.places, slice):
+                    del self.whole[entry.leaf]
                     self.ids[entry.leaf] = _blank(self.dest.numbering.sizes[entry.leaf])
                 else:
                     self.ids[entry.leaf][entry.places] = UNKNOWN

@@ -17,6 +17,19 @@ from torch import Tensor
 from automap.canonical.flow import Flow, Node, Role, replace_refs
 from automap.canonical.rules.layout import MOVES
 
+#: layout ops that put no element in two places
+_BIJECTIVE = {
+    "reshape",
+    "permute",
+    "transpose",
+    "slice",
+    "select",
+    "squeeze",
+    "unsqueeze",
+    "roll",
+    "flip",
+    "constant_pad_nd",
+}
 _COMMUTATIVE = {"add", "mul", "maximum", "minimum"}
 
 
@@ -25,11 +38,13 @@ class Trace:
     """For every element of a weight-side value, the weight element behind it along one path.
 
     `ids` has the value's shape and holds numbers from `Numbering`, -1 where the element is a constant. `path` names the
-    ops between weight and value that are not mere layout; empty for a pure move.
+    ops between weight and value that are not mere layout; empty for a pure move. `is_once` tells that no weight element
+    stands in two places.
     """
 
     ids: Tensor
     path: tuple[str, ...]
+    is_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +76,7 @@ def traces(flow: Flow, numbering: Numbering, index: int, constant: Any) -> tuple
     for step in sorted(_weight_side(flow, index)):
         node = flow[step]
         if node.op == "weight":
-            known[step] = (Trace(numbering.ids(flow, step), ()),)
+            known[step] = (Trace(numbering.ids(flow, step), (), True),)
         elif node.op in MOVES:
             known[step] = _moved(node, known, constant, flow)
         else:
@@ -83,12 +98,13 @@ def _weight_side(flow: Flow, index: int) -> set[int]:
 def _moved(node: Node, known: dict[int, tuple[Trace, ...]], constant: Any, flow: Flow) -> tuple[Trace, ...]:
     """Push the numbers through a layout op, once for each path found among its operands."""
     paths = list(dict.fromkeys(trace.path for i in node.operands for trace in known.get(i, ())))
-    return tuple(
-        Trace(
-            moved(node, {i: _with_path(known[i], path, flow[i]) for i in node.operands if i in known}, constant), path
-        )
-        for path in paths
-    )
+    behind = [trace for i in node.operands for trace in known.get(i, ())]
+    is_once = node.op in _BIJECTIVE and len(behind) == 1 and behind[0].is_once
+    found = []
+    for path in paths:
+        operands = {i: _with_path(known[i], path, flow[i]) for i in node.operands if i in known}
+        found.append(Trace(moved(node, operands, constant), path, is_once))
+    return tuple(found)
 
 
 def _with_path(found: tuple[Trace, ...], path: tuple[str, ...], node: Node) -> Tensor:

@@ -51,7 +51,9 @@ def side(model: nn.Module, kind: type[Side] = Side) -> Side:
 
 def added(one: Side) -> int:
     """The weight-side operand of the sum with data."""
-    (found,) = [i for n in one.flow.nodes if n.role is Role.ACTIVATION for i in n.operands if one.flow[i].role is Role.WEIGHT]
+    (found,) = [
+        i for n in one.flow.nodes if n.role is Role.ACTIVATION for i in n.operands if one.flow[i].role is Role.WEIGHT
+    ]
     return found
 
 
@@ -126,7 +128,9 @@ def test_a_constant_fills_in_for_src(book: Assignment, fill: float, number: int,
         pytest.param([2, 2], [3, 3], True, id="near-miss-one-source-twice"),
     ],
 )
-def test_a_claim_is_accepted_unless_it_contradicts(book: Assignment, dest: list[int], src: list[int], is_accepted: bool) -> None:
+def test_a_claim_is_accepted_unless_it_contradicts(
+    book: Assignment, dest: list[int], src: list[int], is_accepted: bool
+) -> None:
     book.take(claim(book, [0, 1], [0, 1]), step=1)
     assert book.accepts(claim(book, dest, src)) == is_accepted
 

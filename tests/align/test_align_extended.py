@@ -8,7 +8,9 @@ from automap.align.assignment import UNKNOWN
 from automap.plan import SourceTensor
 from automap.planning import extended
 
-BEFORE, TABLE, AFTER = (SourceTensor(n, s, "float32", o) for n, s, o in (("a", (5,), 0), ("t", (6, 4), 5), ("z", (7,), 29)))
+BEFORE, TABLE, AFTER = (
+    SourceTensor(n, s, "float32", o) for n, s, o in (("a", (5,), 0), ("t", (6, 4), 5), ("z", (7,), 29))
+)
 SOURCES = [BEFORE, TABLE, AFTER]
 IDS = torch.arange(5, 29).view(6, 4)
 

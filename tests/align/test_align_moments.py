@@ -49,7 +49,11 @@ def test_padding_with_zeros_or_masked_numbers_changes_nothing(seed: int, extra: 
 
 @pytest.mark.parametrize(
     ("scale", "is_found"),
-    [pytest.param(1e-14, True, id="rounding"), pytest.param(1e-6, False, id="near-miss"), pytest.param(1.0, False, id="other")],
+    [
+        pytest.param(1e-14, True, id="rounding"),
+        pytest.param(1e-6, False, id="near-miss"),
+        pytest.param(1.0, False, id="other"),
+    ],
 )
 def test_noise_up_to_rounding_is_taken_for_the_same(scale: float, is_found: bool) -> None:
     mine = table(12)

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from models import randomized
+from torch import Tensor, nn
+
 from automap.align.draw import own_weights
 from automap.align.run import Run
 from automap.canonical import Flow, lower
 from automap.canonical.flow import Role
 from automap.capture import record
 from automap.inputs import Inputs
-from models import randomized
-from torch import Tensor, nn
 
 LEAVES = {"input", "weight", "constant"}
 

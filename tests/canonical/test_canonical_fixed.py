@@ -28,7 +28,9 @@ class Held(nn.Module):
         return self.use(x, self.table)
 
 
-def recorded(buffer: Tensor, use: Callable[[Tensor, Tensor], Tensor] = torch.mul, is_persistent: bool = True) -> Capture:
+def recorded(
+    buffer: Tensor, use: Callable[[Tensor, Tensor], Tensor] = torch.mul, is_persistent: bool = True
+) -> Capture:
     return record(Held(buffer, use, is_persistent).eval(), Inputs((X,), {}))
 
 
@@ -46,10 +48,14 @@ ELSE = recorded(noise(6, seed=12))
         pytest.param(recorded(torch.tensor([0.0, 1, 1, 0, 1, 0])), ELSE, True, id="zeros-and-ones"),
         pytest.param(recorded(torch.ones(6)), ELSE, False, id="near-miss-ones-only"),
         pytest.param(recorded(TABLE, lambda x, t: torch.where(t > 0, x, 0.0)), ELSE, True, id="only-compared"),
-        pytest.param(recorded(TABLE, lambda x, t: torch.where(t[None] > 0, x, t)), ELSE, False, id="near-miss-compared-and-used"),
+        pytest.param(
+            recorded(TABLE, lambda x, t: torch.where(t[None] > 0, x, t)), ELSE, False, id="near-miss-compared-and-used"
+        ),
     ],
-)  # fmt: skip
-def test_a_buffer_is_fixed_where_it_is_a_constant_of_the_architecture(mine: Capture, other: Capture, is_fixed: bool) -> None:
+)
+def test_a_buffer_is_fixed_where_it_is_a_constant_of_the_architecture(
+    mine: Capture, other: Capture, is_fixed: bool
+) -> None:
     assert fixed_buffers(mine, other) == ({"table"} if is_fixed else set())
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from canonical_models import flow_of, formula, node, weight
+from canonical_models import flow_of, formula, weight
 from models import DIM, HEADS, WIDTH, noise
 from torch import Tensor
 from torch.nn import functional as F
@@ -59,7 +59,9 @@ def test_padding_traces_to_nothing() -> None:
 
 
 def resized(size: int) -> Callable[[Tensor], Tensor]:
-    return lambda w: F.interpolate(w.view(1, 4, 4, 3).permute(0, 3, 1, 2), (size, size), mode="bicubic").permute(0, 2, 3, 1)
+    return lambda w: F.interpolate(w.view(1, 4, 4, 3).permute(0, 3, 1, 2), (size, size), mode="bicubic").permute(
+        0, 2, 3, 1
+    )
 
 
 def test_resizing_to_the_same_size_is_no_step_on_the_path() -> None:
@@ -142,9 +144,14 @@ HEAD = torch.arange(WIDTH).view(HEADS, DIM)
         pytest.param(neighbours, WIDTH, (HEAD[:, ::2], HEAD[:, 1::2]), id="rotary-neighbours"),
         pytest.param(lambda y: F.glu(y), 2 * WIDTH, torch.arange(2 * WIDTH).chunk(2), id="glu"),
         pytest.param(lambda y: y.sin(), WIDTH, (torch.arange(WIDTH),), id="near-miss-read-whole"),
-        pytest.param(lambda y: y.roll(3, -1).sin(), WIDTH, (torch.arange(WIDTH).roll(3),), id="near-miss-read-whole-in-another-order"),
+        pytest.param(
+            lambda y: y.roll(3, -1).sin(),
+            WIDTH,
+            (torch.arange(WIDTH).roll(3),),
+            id="near-miss-read-whole-in-another-order",
+        ),
     ],
-)  # fmt: skip
+)
 def test_outputs_are_parted_by_who_reads_them_in_reading_order(function: Any, width: int, expected: Any) -> None:
     found = parts_of(function, width)
     assert [part.channels.tolist() for part in found] == [rows.flatten().tolist() for rows in expected]
@@ -168,4 +175,3 @@ def test_numbers_of_weights_do_not_overlap() -> None:
     flow = flow_of(formula(lambda x, w, b: F.linear(x, w, b), w=(4, WIDTH), b=(4,)), X)
     found = torch.cat([Numbering.of(flow).ids(flow, i).flatten() for i in flow.weights])
     assert torch.equal(found.sort().values, torch.arange(4 * WIDTH + 4))
-    assert flow[node(flow, "matmul")].shape == (2, 5, 4) or flow[node(flow, "matmul")].shape == (10, 4)

@@ -34,27 +34,74 @@ RULES = [
     case(lambda x, w, b: torch.baddbmm(b, x, w, beta=0), X, "matmul", id="baddbmm-negative", w=(3, 8, 4), b=(3, 5, 4)),
     case(F.linear, X, "matmul add", id="linear", weight=(4, 8), bias=(4,)),
     case(F.linear, X, "matmul", id="linear-near-miss-without-bias", weight=(4, 8)),
-    case(lambda x, w, b: F.conv2d(x, w, b, padding=1), IMAGE, "convolution add", id="convolution", w=(6, 8, 3, 3), b=(6,)),
-    case(lambda x, w: F.conv2d(x, w, groups=2), IMAGE, "convolution", id="convolution-near-miss-without-bias", w=(6, 4, 3, 3)),
-    case(lambda x, w, b: F.conv_transpose2d(x, w, b, 2), IMAGE, "convolution add", id="convolution-transposed", w=(8, 6, 2, 2), b=(6,)),
+    case(
+        lambda x, w, b: F.conv2d(x, w, b, padding=1), IMAGE, "convolution add", id="convolution", w=(6, 8, 3, 3), b=(6,)
+    ),
+    case(
+        lambda x, w: F.conv2d(x, w, groups=2),
+        IMAGE,
+        "convolution",
+        id="convolution-near-miss-without-bias",
+        w=(6, 4, 3, 3),
+    ),
+    case(
+        lambda x, w, b: F.conv_transpose2d(x, w, b, 2),
+        IMAGE,
+        "convolution add",
+        id="convolution-transposed",
+        w=(8, 6, 2, 2),
+        b=(6,),
+    ),
     case(lambda x, w, b: F.layer_norm(x, (8,), w, b), X, "layer_norm mul add", id="layer-norm", w=(8,), b=(8,)),
     case(lambda x, w: F.layer_norm(x, (8,), w), X, "layer_norm mul", id="layer-norm-near-miss-without-shift", w=(8,)),
     case(lambda x: F.layer_norm(x, (8,)), X, "layer_norm", id="layer-norm-negative-without-weights"),
     case(lambda x, w, b: F.group_norm(x, 2, w, b), IMAGE, "group_norm mul add", id="group-norm", w=(8,), b=(8,)),
     case(lambda x: F.group_norm(x, 2), IMAGE, "group_norm", id="group-norm-negative-without-weights"),
-    case(lambda x, w: F.rms_norm(x, (8,), w, 1e-6), X, "pow mean add rsqrt mul mul", id="rms-norm-of-its-steps", w=(8,)),
     case(
-        lambda x, w, b, m, v: F.batch_norm(x, m.detach(), v.detach().square(), w, b), IMAGE, "mul add",
-        id="batch-norm", w=(8,), b=(8,), m=(8,), v=(8,),
+        lambda x, w: F.rms_norm(x, (8,), w, 1e-6), X, "pow mean add rsqrt mul mul", id="rms-norm-of-its-steps", w=(8,)
     ),
-    case(lambda x, m, v: F.batch_norm(x, m.detach(), v.detach().square()), IMAGE, "mul add", id="batch-norm-near-miss-without-scale", m=(8,), v=(8,)),
-    case(lambda x, w, b: F.batch_norm(x, None, None, w, b, True), IMAGE, "batch_norm mul add", id="batch-norm-negative-of-data", w=(8,), b=(8,)),
     case(
-        lambda x, w: F.linear(x, F.batch_norm(w[None], None, None, training=True)[0]), X, "matmul",
-        id="batch-norm-of-a-weight", w=(4, 8),
+        lambda x, w, b, m, v: F.batch_norm(x, m.detach(), v.detach().square(), w, b),
+        IMAGE,
+        "mul add",
+        id="batch-norm",
+        w=(8,),
+        b=(8,),
+        m=(8,),
+        v=(8,),
+    ),
+    case(
+        lambda x, m, v: F.batch_norm(x, m.detach(), v.detach().square()),
+        IMAGE,
+        "mul add",
+        id="batch-norm-near-miss-without-scale",
+        m=(8,),
+        v=(8,),
+    ),
+    case(
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, True),
+        IMAGE,
+        "batch_norm mul add",
+        id="batch-norm-negative-of-data",
+        w=(8,),
+        b=(8,),
+    ),
+    case(
+        lambda x, w: F.linear(x, F.batch_norm(w[None], None, None, training=True)[0]),
+        X,
+        "matmul",
+        id="batch-norm-of-a-weight",
+        w=(4, 8),
     ),
     case(lambda x, w, b: torch.addcmul(b, x, w), X, "mul add", id="addcmul", w=(8,), b=(8,)),
-    case(lambda x, w, b: torch.addcmul(b, x, w, value=3.0), X, "mul mul add", id="addcmul-near-miss-with-a-factor", w=(8,), b=(8,)),
+    case(
+        lambda x, w, b: torch.addcmul(b, x, w, value=3.0),
+        X,
+        "mul mul add",
+        id="addcmul-near-miss-with-a-factor",
+        w=(8,),
+        b=(8,),
+    ),
     case(lambda x: F.glu(x, -1), X, "sigmoid mul", id="glu"),
     case(lambda x: F.glu(x, 2), X, "sigmoid mul", id="glu-on-another-dim"),
     case(lambda x: torch.rsub(x, 1.0), X, "neg add", id="rsub"),
@@ -66,13 +113,27 @@ RULES = [
     case(lambda x: x / 3.0, X, "div", id="div-negative-by-a-number"),
     case(lambda x, w: x * (x.mean(-1, keepdim=True) * w), X, "mean mul mul", id="reassociated", w=(8,)),
     case(lambda x, w: x * (x.sigmoid() * w), X, "sigmoid mul mul", id="reassociated-near-miss-wide", w=(8,)),
-    case(lambda x, w: x * x.mean(-1, keepdim=True) * w, X, "mean mul mul", id="reassociated-negative-already-so", w=(8,)),
-    case(lambda x, w, b: x * w + (b - x.mean(1, keepdim=True) * w), X, "mean neg add mul add", id="common-factor", w=(8,), b=(8,)),
     case(
-        lambda x, w, u, b: x * w + (b - x.mean(1, keepdim=True) * u), X, "mul mean mul neg add add",
-        id="common-factor-near-miss-another-weight", w=(8,), u=(8,), b=(8,),
+        lambda x, w: x * x.mean(-1, keepdim=True) * w, X, "mean mul mul", id="reassociated-negative-already-so", w=(8,)
     ),
-]  # fmt: skip
+    case(
+        lambda x, w, b: x * w + (b - x.mean(1, keepdim=True) * w),
+        X,
+        "mean neg add mul add",
+        id="common-factor",
+        w=(8,),
+        b=(8,),
+    ),
+    case(
+        lambda x, w, u, b: x * w + (b - x.mean(1, keepdim=True) * u),
+        X,
+        "mul mean mul neg add add",
+        id="common-factor-near-miss-another-weight",
+        w=(8,),
+        u=(8,),
+        b=(8,),
+    ),
+]
 
 
 @pytest.mark.parametrize(("function", "x", "shapes", "ops"), RULES)
@@ -181,7 +242,9 @@ def rows_of(chosen: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     [
         pytest.param(lambda t: t, ids(2, 5), "lookup", id="positive-chosen-by-data"),
         pytest.param(lambda t: torch.arange(t.shape[1]) + 2, ids(2, 5), "index", id="negative-counted"),
-        pytest.param(lambda t: torch.cumsum(torch.ones_like(t), 1), ids(2, 5), "index", id="near-miss-counted-from-data"),
+        pytest.param(
+            lambda t: torch.cumsum(torch.ones_like(t), 1), ids(2, 5), "index", id="near-miss-counted-from-data"
+        ),
         pytest.param(lambda t: torch.zeros_like(t), ids(2, 5), "index", id="near-miss-one-row"),
         pytest.param(lambda t: t.flip(1), ids(2, 5), "lookup", id="positive-data-reversed"),
     ],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from models import WIDTH
-from models.transformer import Block, Mlp, Split, eager, heads_of, joined, layer_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models import WIDTH
+from models.transformer import Block, Mlp, Split, eager, heads_of, joined, layer_norm
 
 VOCABULARY = 20
 
@@ -47,12 +48,13 @@ class Queries(nn.Module):
         self.is_flat = is_flat
 
     def forward(self, x: Tensor) -> Tensor:
-        queries = self.queries.unsqueeze(0).repeat(len(x), 1, 1) if self.is_flat else self.queries.expand(len(x), -1, -1)
+        own = self.queries
+        queries = own.unsqueeze(0).repeat(len(x), 1, 1) if self.is_flat else own.expand(len(x), -1, -1)
         return self.o(joined(eager(heads_of(self.q(queries)), heads_of(self.k(x)), heads_of(self.v(x)))))
 
 
 class Experts(nn.Module):
-    """Each token goes to the best of four experts, kept as a list of linears; which tokens run depends on the weights."""
+    """Each token goes to the best two of four experts, a list of linears; which ones run depends on the weights."""
 
     def __init__(self, count: int = 4) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class Experts(nn.Module):
 
 
 class PackedExperts(nn.Module):
-    """The same with the experts' weights packed, `(count, in, out)`; each runs on its tokens, or all on all if `is_dense`."""
+    """The same with the experts' weights packed as `(count, in, out)`; each on its tokens, or all if `is_dense`."""
 
     def __init__(self, count: int = 4, is_dense: bool = False) -> None:
         super().__init__()

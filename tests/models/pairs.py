@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from models import BATCH, DIM, HEADS, TOKENS, WIDTH, ids, noise, randomized
 from models import language as lm
 from models import transformer as tf
 from models import vision as cv
-from torch import Tensor, nn
 
 State = Mapping[str, Tensor]
 Gold = Callable[[State], dict[str, Tensor]]
@@ -98,45 +99,65 @@ def fuse(s: State) -> dict[str, Tensor]:
 
 
 def split(s: State) -> dict[str, Tensor]:
-    found = {f"{n}.{kind}": part for kind in ("weight", "bias") for n, part in zip("qkv", s[f"qkv.{kind}"].chunk(3), strict=True)}
+    found = {
+        f"{n}.{kind}": part
+        for kind in ("weight", "bias")
+        for n, part in zip("qkv", s[f"qkv.{kind}"].chunk(3), strict=True)
+    }
     return found | {"o.weight": s["proj.weight"], "o.bias": s["proj.bias"]}
 
 
 def per_head(s: State) -> dict[str, Tensor]:
     """Rows `(3, H, D)` as `(H, 3, D)`."""
-    rows = {k: v.unflatten(0, (3, HEADS, DIM)).transpose(0, 1).flatten(0, 2) for k, v in s.items() if k.startswith("qkv")}
+    rows = {
+        k: v.unflatten(0, (3, HEADS, DIM)).transpose(0, 1).flatten(0, 2) for k, v in s.items() if k.startswith("qkv")
+    }
     return {**s, **rows}
 
 
 def from_per_head(s: State) -> dict[str, Tensor]:
-    rows = {k: v.unflatten(0, (HEADS, 3, DIM)).transpose(0, 1).flatten(0, 2) for k, v in s.items() if k.startswith("qkv")}
+    rows = {
+        k: v.unflatten(0, (HEADS, 3, DIM)).transpose(0, 1).flatten(0, 2) for k, v in s.items() if k.startswith("qkv")
+    }
     return {**s, **rows}
 
 
 def to_packed(s: State) -> dict[str, Tensor]:
     f = fuse(s)
     return {
-        "inner.in_proj_weight": f["qkv.weight"], "inner.in_proj_bias": f["qkv.bias"],
-        "inner.out_proj.weight": f["proj.weight"], "inner.out_proj.bias": f["proj.bias"],
-    }  # fmt: skip
+        "inner.in_proj_weight": f["qkv.weight"],
+        "inner.in_proj_bias": f["qkv.bias"],
+        "inner.out_proj.weight": f["proj.weight"],
+        "inner.out_proj.bias": f["proj.bias"],
+    }
 
 
 def to_transposed(s: State) -> dict[str, Tensor]:
     f = fuse(s)
     return {
-        "c_attn.weight": f["qkv.weight"].T, "c_attn.bias": f["qkv.bias"],
-        "c_proj.weight": f["proj.weight"].T, "c_proj.bias": f["proj.bias"],
-    }  # fmt: skip
+        "c_attn.weight": f["qkv.weight"].T,
+        "c_attn.bias": f["qkv.bias"],
+        "c_proj.weight": f["proj.weight"].T,
+        "c_proj.bias": f["proj.bias"],
+    }
 
 
 def from_chunked(s: State) -> dict[str, Tensor]:
     bias = torch.cat([s["q_bias"], torch.zeros(WIDTH), s["v_bias"]])
-    return split({"qkv.weight": s["qkv.weight"], "qkv.bias": bias, "proj.weight": s["proj.weight"], "proj.bias": s["proj.bias"]})
+    return split(
+        {"qkv.weight": s["qkv.weight"], "qkv.bias": bias, "proj.weight": s["proj.weight"], "proj.bias": s["proj.bias"]}
+    )
 
 
 def to_chunked(s: State) -> dict[str, Tensor]:
     f = fuse(s | {"k.bias": torch.zeros(WIDTH)})
-    return {"qkv.weight": f["qkv.weight"], "q_bias": s["q.bias"], "v_bias": s["v.bias"], "proj.weight": f["proj.weight"], "proj.bias": f["proj.bias"]}
+    return {
+        "qkv.weight": f["qkv.weight"],
+        "q_bias": s["q.bias"],
+        "v_bias": s["v.bias"],
+        "proj.weight": f["proj.weight"],
+        "proj.bias": f["proj.bias"],
+    }
 
 
 def zero_biases(*names: str) -> Callable[[State], dict[str, Tensor]]:
@@ -244,7 +265,9 @@ def same(state: State) -> dict[str, Tensor]:
     return dict(state)
 
 
-def towers(src: tf.Made, dest: tf.Made, function: Callable[[State], dict[str, Tensor]] = dict, free: tuple[str, ...] = ()) -> Pair:
+def towers(
+    src: tf.Made, dest: tf.Made, function: Callable[[State], dict[str, Tensor]] = dict, free: tuple[str, ...] = ()
+) -> Pair:
     """Two towers that differ in how attention is written."""
     names = tuple(f"blocks.{n}.attn.{name}" for n in range(2) for name in free)
     return Pair(partial(tf.Tower, src), partial(tf.Tower, dest), SEQUENCE, at(ATTENTION, function), free=names)
@@ -292,36 +315,45 @@ PAIRS: dict[str, Pair] = {
     "gate-last-to-gate-first": mlps(partial(tf.GatedFused, is_gate_last=True), tf.GatedFused, gate_first),
     "fused-gate-to-gate-and-up": mlps(tf.GatedFused, tf.Gated, split_gate),
     "norm-by-hand": Pair(
-        partial(tf.Tower, norm=tf.layer_norm), partial(tf.Tower, norm=tf.HandNorm), SEQUENCE,
+        partial(tf.Tower, norm=tf.layer_norm),
+        partial(tf.Tower, norm=tf.HandNorm),
+        SEQUENCE,
         renamed((r"(norm\d?)\.weight", r"\1.scale"), (r"(norm\d?)\.bias", r"\1.shift")),
     ),
     "shared-block-to-shared-block": Pair(
         partial(tf.Tower, S, is_shared=True), partial(tf.Tower, F, is_shared=True), SEQUENCE, at(ATTENTION, fuse)
     ),
     "shared-block-to-unrolled": Pair(
-        partial(tf.Tower, is_shared=True), tf.Tower, SEQUENCE,
+        partial(tf.Tower, is_shared=True),
+        tf.Tower,
+        SEQUENCE,
         lambda s: {**s, **{k.replace("blocks.0", "blocks.1"): v for k, v in s.items() if "blocks" in k}},
     ),
     "module-prefix": Pair(tf.Tower, lambda: Wrapped(tf.Tower()), SEQUENCE, prefixed),
     "patch-conv-to-linear": images({}, {"patches": cv.PatchLinear}, at("patches", patch_rows)),
     "patch-linear-to-conv": images({"patches": cv.PatchLinear}, {}, at("patches", patch_kernels)),
-    "patch-conv-to-unfold": images(
-        {}, {"patches": cv.PatchUnfold}, at("patches", as_matrices)
-    ),
+    "patch-conv-to-unfold": images({}, {"patches": cv.PatchUnfold}, at("patches", as_matrices)),
     "flat-channels-first-to-last": Pair(cv.Flat, partial(cv.Flat, is_channels_last=True), IMAGE, channels_last),
     "batch-norms": Pair(cv.ConvNet, cv.ConvNet, IMAGE, same),
     "batch-norms-by-hand": Pair(
-        cv.ConvNet, partial(cv.ConvNet, cv.HandResidual), IMAGE,
+        cv.ConvNet,
+        partial(cv.ConvNet, cv.HandResidual),
+        IMAGE,
         renamed((r"(bn\d)\.weight", r"\1.gain"), (r"(bn\d)\.bias", r"\1.offset"), (r"running_", "")),
     ),
     "depthwise": Pair(cv.Depthwise, cv.Depthwise, IMAGE, same),
-    "positions-before-to-after": images({"where": "before"}, {"where": "after"}, positions_to_after, free=("token", "positions")),
+    "positions-before-to-after": images(
+        {"where": "before"}, {"where": "after"}, positions_to_after, free=("token", "positions")
+    ),
     "positions-split": images({}, {"where": "apart"}, same, free=("token", "positions")),
     "tied-to-untied": Pair(lm.Tokens, partial(lm.Tokens, is_tied=False), WORDS, untied),
     "tied-to-tied-by-hand": Pair(lm.Tokens, lm.TokensByHand, WORDS, same),
     "positions-with-offset": Pair(
-        lm.Tokens, partial(lm.Tokens, offset=2), WORDS,
-        lambda s: {**s, "places.weight": torch.cat([torch.zeros(2, WIDTH), s["places.weight"]])}, free=("places.weight",),
+        lm.Tokens,
+        partial(lm.Tokens, offset=2),
+        WORDS,
+        lambda s: {**s, "places.weight": torch.cat([torch.zeros(2, WIDTH), s["places.weight"]])},
+        free=("places.weight",),
     ),
     "learned-queries": Pair(
         lm.Queries, partial(lm.Queries, is_flat=True), HIDDEN, lambda s: {**s, "queries": s["queries"][0]}
@@ -330,12 +362,24 @@ PAIRS: dict[str, Pair] = {
     "packed-to-experts": Pair(lm.PackedExperts, lm.Experts, partial(noise, 4, 16, WIDTH), list_experts),
     "two-equal-heads": Pair(lm.TwoHeads, lm.TwoHeads, HIDDEN, same),
     "two-equal-heads-swapped": Pair(
-        lm.TwoHeads, partial(lm.TwoHeads, is_swapped=True), HIDDEN,
-        lambda s: {**s, **{f"{a}.{k}": s[f"{b}.{k}"] for a, b in (("head", "head_dist"), ("head_dist", "head")) for k in ("weight", "bias")}},
+        lm.TwoHeads,
+        partial(lm.TwoHeads, is_swapped=True),
+        HIDDEN,
+        lambda s: {
+            **s,
+            **{
+                f"{a}.{k}": s[f"{b}.{k}"]
+                for a, b in (("head", "head_dist"), ("head_dist", "head"))
+                for k in ("weight", "bias")
+            },
+        },
     ),
     "more-outputs-in-src": Pair(
-        partial(lm.ManyOutputs, is_rich=True), lm.ManyOutputs, HIDDEN, lambda s: {k: v for k, v in s.items() if "pooler" not in k}
+        partial(lm.ManyOutputs, is_rich=True),
+        lm.ManyOutputs,
+        HIDDEN,
+        lambda s: {k: v for k, v in s.items() if "pooler" not in k},
     ),
-}  # fmt: skip
+}
 
 ALL_PAIRS = [pytest.param(pair, id=name) for name, pair in PAIRS.items()]

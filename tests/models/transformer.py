@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from models import DIM, HEADS, WIDTH
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models import DIM, HEADS, WIDTH
 
 Made = Callable[[], nn.Module]
 
@@ -195,7 +196,7 @@ class Rotary(nn.Module):
 
 
 class Biased(nn.Module):
-    """A learned bias for each head and relative position, added to the scores: a table `(2S - 1, H)` or `(H, 2S - 1)`."""
+    """A learned bias for each head and relative position, added to scores: a table `(2S - 1, H)` or `(H, 2S - 1)`."""
 
     def __init__(self, size: int, is_by_head: bool = False) -> None:
         super().__init__()
@@ -206,7 +207,11 @@ class Biased(nn.Module):
         self.is_by_head = is_by_head
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = self.table[:, self.index] if self.is_by_head else self.table[self.index.view(-1)].view(*self.index.shape, -1).permute(2, 0, 1)
+        bias = (
+            self.table[:, self.index]
+            if self.is_by_head
+            else self.table[self.index.view(-1)].view(*self.index.shape, -1).permute(2, 0, 1)
+        )
         q, k, v = (heads_of(f(x)) for f in (self.inner.q, self.inner.k, self.inner.v))
         if self.is_by_head:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
@@ -318,9 +323,16 @@ class Tower(nn.Module):
     """Embedding, blocks, norm, head; `depth` blocks, or one block used twice where `is_shared`."""
 
     def __init__(
-        self, attention: Made = Split, mlp: Made = Mlp, norm: Made = layer_norm, *, depth: int = 2, is_shared: bool = False,
-        block: type[Block] = Block, final: Made | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        attention: Made = Split,
+        mlp: Made = Mlp,
+        norm: Made = layer_norm,
+        *,
+        depth: int = 2,
+        is_shared: bool = False,
+        block: type[Block] = Block,
+        final: Made | None = None,
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(6, WIDTH)
         self.blocks = nn.ModuleList(block(attention, mlp, norm) for _ in range(1 if is_shared else depth))

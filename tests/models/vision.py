@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from models import WIDTH
-from models.transformer import Block, Mlp, Split, layer_norm
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models import WIDTH
+from models.transformer import Block, Mlp, Split, layer_norm
 
 SIZE, PATCH = 8, 4
 COUNT = (SIZE // PATCH) ** 2
@@ -118,7 +119,7 @@ class ConvNet(nn.Module):
 
 
 class Flat(nn.Module):
-    """A convolution whose result is flattened channels first, or channels last; under ReLU some features are never on."""
+    """A convolution, its result flattened channels first or last; under ReLU some features are never on."""
 
     def __init__(self, is_channels_last: bool = False, act: Callable[[Tensor], Tensor] = F.gelu) -> None:
         super().__init__()
