@@ -312,7 +312,7 @@ def _tested(found: Match, unverifiable: tuple[str, ...], is_equal: bool) -> dict
     result: dict[str, Evidence] = {}
     for name, evidence in found.evidence.items():
         if name in blind or (evidence == "aligned" and not is_equal):
-            result[name] = "proved" if evidence == "proved" else "assumed"
+            result[name] = "assumed"
         else:
             result[name] = "tested" if evidence == "aligned" else evidence
     return result

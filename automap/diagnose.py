@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from automap.align.divergence import Values
@@ -30,6 +31,7 @@ def diagnose(solution: Solution, draft: Draft, pins: tuple[str, ...]) -> Diagnos
     relevant = _relevant_stops(solution)
     findings += _depth_findings(solution, draft) if relevant else []
     findings += _stop_findings(solution, relevant)
+    findings += _cut_findings(solution)
     findings += _output_findings(solution)
     findings += _quiet_findings(solution, draft)
     findings += _coincidences(solution)
@@ -57,6 +59,26 @@ def _stop_findings(solution: Solution, stops: list[Stop]) -> list[Finding]:
             continue
         found[cause.message] = replace(cause, notes=(*cause.notes, _consequence(solution, stop)))
     return list(found.values())
+
+
+def _cut_findings(solution: Solution) -> list[Finding]:
+    """Src uses whose outputs dest takes only in part, or twice: another number of classes, say."""
+    choices = solution.outcome.choices.values()
+    src, dest = solution.src.flow, solution.dest.flow
+    found = []
+    for node in sorted({int(str(c.taken.key[0])) for c in choices if "run" in c.taken.key}):
+        offered = {k.key for c in choices for k in c.candidates if "run" in k.key and k.key[0] == node}
+        if offered != {c.taken.key for c in choices if "run" in c.taken.key and c.taken.key[0] == node}:
+            site = site_of(src, node)
+            text = f"dest takes only some outputs of `{site.name}` ({site.kind}): another number of classes or of heads"
+            found.append(Finding("shape-differs", text, site, None))
+    pieces = Counter((c.key[0], c.key[1], c.taken.key) for c in choices)
+    for (node, _, taken), count in pieces.items():
+        if count > 1:
+            site = site_of(dest, node)
+            text = f"`{site.name}` ({site.kind}) in dest would take the same outputs of src {count} times: it is wider"
+            found.append(Finding("shape-differs", text, site_of(src, int(str(taken[0]))), site))
+    return found
 
 
 def _consequence(solution: Solution, stop: Stop) -> str:
@@ -232,6 +254,17 @@ def _quiet_findings(solution: Solution, draft: Draft) -> list[Finding]:
             "zero-filled", f"`{name}` is filled with zeros: src adds nothing there", None, Site(name, "weight"), "note"
         )
         for name in draft.zero_filled
+    ]
+    found += [
+        Finding(
+            "ambiguous",
+            f"{count} elements of `{name}` meet only zeros on this input (units that never turn on): "
+            "their order is a guess",
+            None,
+            Site(name, "weight"),
+            help="match again with a larger or another sample input, which turns them on",
+        )
+        for name, count in draft.doubtful
     ]
     found += [_partly_finding(*partly) for partly in draft.partly]
     found += [

@@ -33,6 +33,7 @@ class Draft:
     assumed: tuple[tuple[str, str], ...]
     zero_filled: tuple[str, ...]
     partly: tuple[tuple[str, int, int], ...] = ()
+    doubtful: tuple[tuple[str, int], ...] = ()
 
 
 def draft_plan(solution: Solution, reached: set[int]) -> Draft:
@@ -52,7 +53,8 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
         elif bool(is_unknown.all()):
             missing.append(weight.name)
         else:
-            books.enter(weight, ids.view(weight.tensor.shape), "proved" if leaf in reached else "aligned")
+            doubts = solution.outcome.assignment.doubts.get(leaf)
+            books.enter(weight, ids.view(weight.tensor.shape), "proved" if leaf in reached else "aligned", doubts)
     running = {w.name for w in solution.dest.flow.weights.values()}
     fixed = {w.name for w in solution.dest_capture.weights.values()} - running
     silent = [w for w in solution.dest_capture.all_weights if w.name not in running and w.name not in fixed]
@@ -69,6 +71,7 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
         assumed,
         tuple(books.zero_filled),
         tuple(books.partly),
+        tuple(books.doubtful),
     )
 
 
@@ -93,6 +96,7 @@ class _Books:
         }
         self.used: set[str] = set()
         self.partly: list[tuple[str, int, int]] = []
+        self.doubtful: list[tuple[str, int]] = []
 
     def enter_whole(self, weight: Weight, leaf: int, evidence: Evidence) -> None:
         """Add the entries of a dest weight that is one src weight, in another shape perhaps."""
@@ -105,8 +109,18 @@ class _Books:
         for name in weight.in_state:
             self.entries[name], self.evidence[name] = expr, evidence
 
-    def enter(self, weight: Weight, ids: Tensor, evidence: Evidence) -> None:
-        """Add the entries of one dest weight, under each of its names."""
+    def enter(self, weight: Weight, ids: Tensor, evidence: Evidence, doubts: Tensor | None = None) -> None:
+        """Add the entries of one dest weight, under each of its names.
+
+        What is in doubt goes on as what is known does; where that cannot be told, the weight is assumed.
+        """
+        if doubts is not None and bool(doubts.any()):
+            sure = torch.where(doubts.view(ids.shape), torch.full_like(ids, UNKNOWN), ids)
+            going_on = extended(sure, list(self.sources.values()))
+            is_open = going_on == UNKNOWN
+            evidence = "assumed" if bool(is_open.any()) else evidence
+            self.doubtful += [(weight.name, int(is_open.sum()))] if bool(is_open.any()) else []
+            ids = torch.where(is_open, ids, going_on)
         is_blind = ids == UNKNOWN
         if bool(is_blind.any()):
             ids = extended(ids, list(self.sources.values()))

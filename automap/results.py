@@ -9,6 +9,8 @@ from typing import Literal
 from automap.findings import Finding
 from automap.plan import Plan
 
+#: outputs that change relatively less than this under another input do not depend on it
+_NO_POWER = 1e-13
 Verdict = Literal["complete", "differs", "ambiguous", "impossible"]
 Evidence = Literal["proved", "aligned", "tested", "assumed"]
 
@@ -102,8 +104,13 @@ class Parity:
 
     @property
     def is_equal(self) -> bool:
-        """Whether every check was made and agrees."""
-        return bool(self.checks) and all(check.is_equal for check in self.checks)
+        """Whether every check was made and agrees, and could have failed."""
+        return bool(self.checks) and not self.is_powerless and all(check.is_equal for check in self.checks)
+
+    @property
+    def is_powerless(self) -> bool:
+        """Whether the outputs do not depend on the input, so that comparing them proves nothing."""
+        return self.input_sensitivity is not None and self.input_sensitivity < _NO_POWER
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def own_check(
 ) -> ParityCheck:
     """Compare both models as they are on the sample; pairs are the paths of the outputs to compare."""
     ours, theirs = run_model(src, src_inputs), run_model(dest, dest_inputs)
-    limit = tolerance if tolerance is not None else _measured_tolerance(src, src_inputs, ours, pairs)
+    limit = tolerance if tolerance is not None else _measured_tolerance(src, dest, src_inputs, ours, pairs)
     return ParityCheck("own", "sample", tuple(_parity(a, b, ours[a], theirs[b], limit) for a, b in pairs))
 
 
@@ -90,10 +90,12 @@ def _by_name(flow: Flow, values: Mapping[int, Tensor]) -> dict[str, Tensor]:
     return {name: value for index, value in kept.items() for name in flow.weights[index].names}
 
 
-def _measured_tolerance(src: nn.Module, inputs: Inputs, outputs: Mapping[str, Tensor], pairs: Pairs) -> float:
+def _measured_tolerance(
+    src: nn.Module, dest: nn.Module, inputs: Inputs, outputs: Mapping[str, Tensor], pairs: Pairs
+) -> float:
     """How far outputs move when inputs move by a few roundings, with room for another order of summation."""
     dtype = next((outputs[a].dtype for a, _ in pairs if outputs[a].is_floating_point()), torch.float32)
-    eps = max(torch.finfo(dtype).eps, _coarsest(src))
+    eps = max(torch.finfo(dtype).eps, _coarsest(src), _coarsest(dest))
     generator = torch.Generator().manual_seed(0)
 
     def nudged(tensor: Tensor) -> Tensor:
@@ -195,7 +197,8 @@ def _like(value: Tensor, generator: torch.Generator) -> Tensor:
     """A fresh value of the same kind: numbers of the same spread, ids and flags in another order."""
     if value.is_floating_point() and value.numel() > 1:
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-        return noise * value.double().std() + value.double().mean()
+        spread = value.double().std()
+        return noise * (spread if float(spread) > 0 else 1.0) + value.double().mean()
     order = torch.randperm(value.numel(), generator=generator)
     return value.reshape(-1)[order].view(value.shape).to(torch.float64 if value.is_floating_point() else value.dtype)
 

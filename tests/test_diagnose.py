@@ -31,7 +31,8 @@ class Headed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        return self.o((q @ k.mT * self.scale).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
+        scores = (q * self.scale) @ (k * self.scale).mT
+        return self.o(scores.softmax(-1).matmul(v).transpose(1, 2).flatten(2))
 
 
 class Activated(nn.Module):
@@ -176,8 +177,8 @@ def test_nothing_is_claimed_proved_where_models_differ(
 
 UNNAMED = [
     refusal(
-        partial(Headed, 2, 8**-0.5),
-        partial(Headed, 4, 4**-0.5),
+        partial(Headed, 2, 8**-0.25),
+        partial(Headed, 4, 4**-0.25),
         "shape-differs",
         "head",
         id="head-count-and-its-scale",

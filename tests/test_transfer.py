@@ -162,11 +162,6 @@ def test_weights_that_move_no_output_are_listed() -> None:
     assert found.parity.unverifiable == ("blocks.0.attn.k.bias", "blocks.1.attn.k.bias")
 
 
-@pytest.mark.xfail(
-    reason="evidence of unverifiable weights stays `proved`; design.md has them `assumed`",
-    raises=AssertionError,
-    strict=True,
-)
 def test_weights_that_move_no_output_are_assumed() -> None:
     src, dest = PAIRS["fused-to-split"].src(), PAIRS["fused-to-split"].dest()
     found = automap.transfer(src, dest, noise(1, 1, 6))
@@ -226,9 +221,6 @@ def test_a_double_model_goes_into_a_float_one() -> None:
     assert automap.transfer(src, dest, SEQUENCE().double(), dest_input=SEQUENCE()).is_equal
 
 
-@pytest.mark.xfail(
-    reason="units that ReLU turns off in the sample are never on in the test either", raises=AssertionError, strict=True
-)
 def test_units_that_the_sample_never_turns_on_are_transferred_right_or_not_claimed() -> None:
     src, dest = randomized(Sparse(), 1), randomized(Sparse(is_turned=True), 2)
     try:
@@ -252,7 +244,6 @@ class Sparse(nn.Module):
         return self.head((x.mT if self.is_turned else x).flatten(-2))
 
 
-@pytest.mark.xfail(reason="outputs of another size are compared element by element", raises=RuntimeError, strict=True)
 def test_a_transfer_with_cuts_of_src_is_refused_without_a_crash() -> None:
     src, dest = (randomized(nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, n)), n) for n in (10, 5))
     with pytest.raises(MismatchError):

@@ -20,6 +20,7 @@ UNKNOWN, ZERO, ONE = -1_000_000, -1, -2
 class Claim:
     """`dest` elements (flat places in a dest weight-side value) take `src` elements (flat places in a src one).
 
+    `doubtful` marks places that nothing but their order speaks for: numbers that are always zero meet them.
     Without places both values are taken whole, in one layout. With src_value None dest takes the constant `fill`.
     """
 
@@ -28,6 +29,7 @@ class Claim:
     src_value: int | None
     src_places: Tensor | None
     fill: float = 0.0
+    doubtful: Tensor | None = None
 
 
 def _blank(size: int) -> Tensor:
@@ -79,6 +81,7 @@ class Assignment:
     _src_starts: list[int] = field(default_factory=list)
     blank: set[int] = field(default_factory=set)
     whole: dict[int, int] = field(default_factory=dict)
+    doubts: dict[int, Tensor] = field(default_factory=dict)
     _worked_out: tuple[Claim, list[tuple[int, Tensor, Tensor]]] | None = None
     src_values: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
@@ -97,6 +100,8 @@ class Assignment:
     def take(self, claim: Claim, step: int) -> bool:
         """Carry a claim back to the stored weights on both sides; return whether anything became known."""
         learned = False
+        if claim.doubtful is not None:
+            self._doubt(claim)
         twins = self._twins(claim)
         if twins is not None and twins[0] in self.blank:
             self._take_whole(*twins, step)
@@ -113,6 +118,15 @@ class Assignment:
                 self._refresh(leaf)
                 learned = True
         return learned
+
+    def _doubt(self, claim: Claim) -> None:
+        assert claim.doubtful is not None
+        assert claim.dest_places is not None
+        for target, _ in self._paired(claim):
+            wanted = _at(target.ids, claim.dest_places)[claim.doubtful]
+            for leaf, places, _ in self._by_leaf(wanted, wanted):
+                size = self.dest.numbering.sizes[leaf]
+                self.doubts.setdefault(leaf, torch.zeros(size, dtype=torch.bool))[places] = True
 
     def _twins(self, claim: Claim) -> tuple[int, int] | None:
         """The dest and src weight that a claim makes one, element by element in storage order, or None."""

@@ -256,7 +256,11 @@ def _piece_claim(
         return (Claim(form.weight, None, unit.form.weight, None),)
     target = form.places[group][piece.channels]
     source = unit.form.places[unit.group][channels][:, unit.order]
-    return (Claim(form.weight, target.reshape(-1), unit.form.weight, source.reshape(-1)),)
+    idle = (form.columns[group] == 0).all(1)
+    doubtful = None
+    if int(idle.sum()) > 1 and not torch.equal(unit.order, torch.arange(len(unit.order))):
+        doubtful = idle.view(1, -1, 1).expand(target.shape).reshape(-1)
+    return (Claim(form.weight, target.reshape(-1), unit.form.weight, source.reshape(-1), doubtful=doubtful),)
 
 
 def _group_options(

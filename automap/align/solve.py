@@ -1,7 +1,6 @@
 """One match from beginning to end: both captures, both flow graphs, src computed, dest walked.
 
-Where dest's control flow depends on its weights, dest is captured again with what is known, until nothing more is
-found.
+Where dest's control flow depends on its weights, dest is captured again with what is known, until nothing is new.
 """
 
 from __future__ import annotations
@@ -46,6 +45,8 @@ def solve(src: Capture, dest: Capture, dest_model: nn.Module | None, dest_inputs
     src_flow = lower(src, fixed_buffers(src, dest))
     lowered = time.perf_counter()
     is_drawn = not src.is_data_dependent
+    if is_drawn and not dest.is_data_dependent:
+        src_flow, dest = _without_constant_inputs(src_flow, dest)
     with torch.no_grad():
         source = Source(src_flow, draw_weights(src_flow, seed) if is_drawn else own_weights(src_flow))
         computed = time.perf_counter()
@@ -61,6 +62,24 @@ def solve(src: Capture, dest: Capture, dest_model: nn.Module | None, dest_inputs
             side, outcome, dest = following, found, again
     timings = {"canonical": lowered - started, "compute": computed - lowered, "align": time.perf_counter() - computed}
     return Solution(source, side, outcome, src, dest, is_drawn, timings)
+
+
+def _without_constant_inputs(src: Flow, dest: Capture) -> tuple[Flow, Capture]:
+    """Give both sides the same random numbers where the sample is one number throughout, which tells nothing apart."""
+    fresh: dict[tuple[tuple[int, ...], float], Tensor] = {}
+
+    def told_apart(value: Tensor) -> Tensor:
+        flat = value.reshape(-1)
+        if not value.is_floating_point() or flat.numel() < 2 or bool((flat != flat[0]).any()):
+            return value
+        key = (tuple(value.shape), float(flat[0]))
+        generator = torch.Generator().manual_seed(len(fresh))
+        noise = fresh.setdefault(key, torch.randn(value.shape, generator=generator, dtype=torch.float64))
+        return noise + value
+
+    inputs = {index: told_apart(value) for index, value in src.inputs.items()}
+    others = {name: told_apart(value) for name, value in dest.inputs.items()}
+    return replace(src, inputs=inputs), replace(dest, inputs=others)
 
 
 def _walk(source: Source, dest: Capture, src: Capture) -> tuple[Side, Outcome]:

@@ -32,14 +32,15 @@ _LAYOUT = {
 def fixed_buffers(mine: Capture, other: Capture) -> frozenset[str]:
     """Return the names of mine's buffers that are constants, given what the other model holds."""
     nodes = {node.name: node for node in mine.graph.nodes}
-    theirs = [w.tensor for w in other.weights.values() if not w.is_parameter] + list(other.constants.values())
+    buffers = [w.tensor for w in other.weights.values() if not w.is_parameter]
     found = set()
     for name, weight in mine.weights.items():
-        if not weight.is_parameter and (
-            _is_only_compared(nodes[name])
-            or _is_binary(weight.tensor)
-            or any(_holds_same(weight.tensor, t) for t in theirs)
-        ):
+        if weight.is_parameter:
+            continue
+        value = weight.tensor
+        is_plain = _is_only_compared(nodes[name]) or _is_binary(value)
+        is_shared = any(_holds_same(value, t) for t in other.constants.values())
+        if is_plain or is_shared or (_is_table(value) and any(_holds_same(value, t) for t in buffers)):
             found.add(weight.name)
     return frozenset(found)
 
@@ -60,7 +61,14 @@ def _is_binary(value: Tensor) -> bool:
     return flat.numel() > 1 and bool(((flat == 0) | (flat == 1)).all()) and bool((flat != flat[0]).any())
 
 
+def _is_table(value: Tensor) -> bool:
+    """Whether numbers repeat as in a table of coordinates; those of statistics do not."""
+    flat = value.detach().reshape(-1)
+    return 1 < len(torch.unique(flat)) <= len(flat) // 2
+
+
 def _holds_same(a: Tensor, b: Tensor) -> bool:
+    """Whether both hold the same numbers, not all equal."""
     if a.numel() != b.numel() or a.numel() < 2 or not b.is_floating_point():
         return False
     x, y = a.detach().reshape(-1).double(), b.detach().reshape(-1).double()

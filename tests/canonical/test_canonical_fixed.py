@@ -13,7 +13,7 @@ from automap.capture import Capture, record
 from automap.inputs import Inputs
 
 X = noise(3, 6)
-TABLE = noise(6, seed=11)
+TABLE = noise(3, seed=11).repeat(2)  # coordinates repeat
 
 
 class Held(nn.Module):
