@@ -25,7 +25,7 @@ from automap.canonical.flow import Role
 from automap.canonical.rules.layout import MOVES
 
 #: so many ops are computed again for one revision, and for all of a walk, before what is open stays open
-_REVISION, _WALK = 15_000, 60_000
+_REVISION, _WALK = 6_000, 12_000
 Key = tuple[int, int, int]  # dest node, weight-side operand, piece
 
 
@@ -296,7 +296,7 @@ class Search:
     def _operands(self, stop: Stop) -> tuple[int, ...]:
         return (stop.node,) if stop.reason == "output" else (*self.dest.flow[stop.node].operands, stop.node)
 
-    def _trials(self, keys: list[Key], limit: int = 240) -> Iterator[dict[Key, tuple[object, ...]]]:
+    def _trials(self, keys: list[Key], limit: int = 120) -> Iterator[dict[Key, tuple[object, ...]]]:
         """Assignments of candidates to decisions, those that change least first, none taken twice."""
         lists = [self.choices[key].candidates for key in keys]
         start = tuple(self.choices[key].current for key in keys)

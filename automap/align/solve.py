@@ -48,7 +48,7 @@ def solve(src: Capture, dest: Capture, dest_model: nn.Module | None, dest_inputs
     if is_drawn and not dest.is_data_dependent:
         src_flow, dest = _without_constant_inputs(src_flow, dest)
     with torch.no_grad():
-        source = Source(src_flow, draw_weights(src_flow, seed) if is_drawn else own_weights(src_flow))
+        source = _computed(src_flow, draw_weights(src_flow, seed) if is_drawn else own_weights(src_flow))
         computed = time.perf_counter()
         side, outcome = _walk(source, dest, src)
         for _ in range(_ROUNDS if dest.is_data_dependent and dest_model is not None else 0):
@@ -62,6 +62,11 @@ def solve(src: Capture, dest: Capture, dest_model: nn.Module | None, dest_inputs
             side, outcome, dest = following, found, again
     timings = {"canonical": lowered - started, "compute": computed - lowered, "align": time.perf_counter() - computed}
     return Solution(source, side, outcome, src, dest, is_drawn, timings)
+
+
+def _computed(flow: Flow, weights: Mapping[int, Tensor]) -> Source:
+    with torch._C.DisableTorchFunction():  # what is recorded is computed as it is
+        return Source(flow, weights)
 
 
 def _without_constant_inputs(src: Flow, dest: Capture) -> tuple[Flow, Capture]:
@@ -85,10 +90,11 @@ def _without_constant_inputs(src: Flow, dest: Capture) -> tuple[Flow, Capture]:
 def _walk(source: Source, dest: Capture, src: Capture) -> tuple[Side, Outcome]:
     flow = lower(dest, fixed_buffers(dest, src))
     blank = {i: torch.tensor(torch.nan, dtype=torch.float64).expand(w.tensor.shape) for i, w in flow.weights.items()}
-    side = Side(flow, blank)
-    search = Search(source, side, Assignment(side, source))
-    live = flow.ancestors([index for _, index in flow.outputs])
-    return side, search.walk(live, flow.outputs)
+    with torch._C.DisableTorchFunction():
+        side = Side(flow, blank)
+        search = Search(source, side, Assignment(side, source))
+        live = flow.ancestors([index for _, index in flow.outputs])
+        return side, search.walk(live, flow.outputs)
 
 
 def _known(outcome: Outcome) -> int:

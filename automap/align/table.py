@@ -208,6 +208,20 @@ class Source(Side):
         found = torch.unique(owners[low : max(high, low)]).tolist()
         return [self.elements[form.kind][number] for number in found]
 
+    def meeting_some(self, form: ElementForm, tolerance: float) -> list[ElementForm]:
+        """The src tables of a kind that meet any of the groups of numbers that form meets."""
+        if form.kind not in self.elements or not len(form.meets):
+            return []
+        known, owners = self._index(form.kind)
+        mine = keys(form.meets)
+        slack = 10 * tolerance * (form.meets.abs().sum(1) + 1e-9)
+        low = torch.searchsorted(known, (mine - slack).contiguous())
+        found: set[int] = set()
+        for step in range(3):
+            place = (low + step).clamp(max=len(known) - 1)
+            found.update(owners[place][(known[place] - mine).abs() <= slack].tolist())
+        return [self.elements[form.kind][number] for number in sorted(found)]
+
     def _index(self, kind: str) -> tuple[Tensor, Tensor]:
         """A key for all that tables of a kind meet, in order, with the table each belongs to."""
         if kind not in self._indexes:

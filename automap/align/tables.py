@@ -94,7 +94,7 @@ def _composite(form: ElementForm, src: Source, tolerance: float) -> list[Candida
     missing = torch.ones(len(form.meets), dtype=torch.bool)
     claims: list[Claim] = []
     nodes: list[int] = []
-    for other in src.elements.get(form.kind, ()):
+    for other in src.meeting_some(form, tolerance):
         if len(form.meets) < len(other.meets):
             continue
         places = injection(form.meets, other.meets, tolerance)
