@@ -145,7 +145,7 @@ class Assignment:
     def _take_whole(self, leaf: int, other: int, step: int) -> None:
         start, size = self.src.numbering.offsets[other], self.src.numbering.sizes[other]
         self.blank.discard(leaf)
-        self.ids[leaf] = torch.arange(start, start + size)
+        self.ids[leaf] = self.src.numbering.numbers[start : start + size]
         self.whole[leaf] = other
         self.journal.append(_Entry(step, leaf, slice(None)))
         self.dest.run.weights[leaf] = self.src_values[start : start + size].view(self.dest.flow[leaf].shape)

@@ -47,12 +47,16 @@ class Trace:
     is_once: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Numbering:
-    """Gives every element of every weight of a flow graph a number: the weight's offset plus its row-major index."""
+    """Gives every element of every weight of a flow graph a number: the weight's offset plus its row-major index.
+
+    `numbers` are all of them; what asks for some gets a view, never to be written to.
+    """
 
     offsets: Mapping[int, int]
     sizes: Mapping[int, int]
+    numbers: Tensor
 
     @classmethod
     def of(cls, flow: Flow) -> Numbering:
@@ -62,12 +66,12 @@ class Numbering:
         for index, size in sizes.items():
             offsets[index] = start
             start += size
-        return cls(offsets, sizes)
+        return cls(offsets, sizes, torch.arange(start))
 
     def ids(self, flow: Flow, index: int) -> Tensor:
         """Return the numbers of one weight's elements, in its shape."""
         start = self.offsets[index]
-        return torch.arange(start, start + self.sizes[index]).view(flow[index].shape)
+        return self.numbers[start : start + self.sizes[index]].view(flow[index].shape)
 
 
 def traces(flow: Flow, numbering: Numbering, index: int, constant: Any) -> tuple[Trace, ...]:
