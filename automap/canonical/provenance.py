@@ -120,8 +120,9 @@ def moved(node: Node, ids: Mapping[int, Tensor], constant: Any) -> Tensor:
     """Return a layout op's result on element numbers; what it adds itself is -1."""
 
     def operand(index: int) -> Any:
-        if index in ids:
-            return ids[index]
+        if index in ids:  # as_strided counts from the start of a storage: it needs one of its own
+            mine = ids[index]
+            return mine.clone(memory_format=torch.contiguous_format) if "as_strided" in node.op else mine
         value = constant(index)
         if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             return torch.full(value.shape, -1)
