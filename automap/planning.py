@@ -20,8 +20,7 @@ class Draft:
     """A plan with the evidence for each of its names, and what it leaves alone on both sides.
 
     `partly` are weights of which the sample reads some elements only: name, how many it does not read, how many of
-    those
-    src has nothing for. `missing` are dest weights that reach a compared output and have no source, `idle` those
+    those src has nothing for. `missing` are dest weights that reach a compared output and have no source, `idle` those
     that reach none.
     """
 

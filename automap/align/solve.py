@@ -112,8 +112,3 @@ def _captured_again(model: nn.Module, inputs: Inputs, side: Side, outcome: Outco
     with with_weights(model, state):
         found = record(model, inputs)
     return replace(found, is_data_dependent=True)
-
-
-def flow_of(solution: Solution) -> tuple[Flow, Flow]:
-    """Return both flow graphs."""
-    return solution.src.flow, solution.dest.flow
