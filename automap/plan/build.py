@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from automap.errors import PlanError
-from automap.plan.expr import Cast, Concat, Expr, Fill, Reshape, Shape, Source, shape_of
+from automap.plan.expr import Cast, Concat, Expr, Fill, Reshape, Shape, Source
 from automap.plan.irregular import gathered_expr
 from automap.plan.sequence import even_prefix, factors_of, pieces_of, strided_prefix
+from automap.plan.shapes import shape_of
 from automap.plan.simplify import simplify
 from automap.plan.split import Cuts, cuts_between, cuts_between_patterns, joined_pieces
 from automap.plan.strides import digits_of, strided_expr

@@ -9,31 +9,40 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias, TypeVar, assert_never
 
 from automap.errors import PlanError
+from automap.plan.dtypes import DTYPES
 from automap.plan.expr import (
-    DTYPES,
     Add,
     Affine,
     Cast,
     Concat,
+    Divide,
+    Expand,
     Expr,
     Fill,
     Gather,
+    MatMul,
+    Mean,
     Multiply,
+    Norm,
+    Pad,
     Permute,
     Reshape,
     Shape,
     Slice,
     Source,
+    Sqrt,
+    Subtract,
     args_of,
     depth_of,
-    node_shape,
 )
+from automap.plan.shapes import node_shape
 
 MAX_DEPTH = 64
 MAX_RANK = 64
 MAX_ELEMENTS = 2**42
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+OneArgument: TypeAlias = Slice | Permute | Reshape | Gather | Pad | Expand | Cast | Affine | Sqrt | Norm | Mean
 T = TypeVar("T")
 
 
@@ -53,26 +62,35 @@ def _encoded(expr: Expr) -> dict[str, Json]:
     match expr:
         case Source(name, shape, dtype):
             return {"op": "source", "name": name, "shape": [*shape], "dtype": dtype}
-        case Slice(_, start, stop, step):
-            return {"op": "slice", "arg": args[0], "start": [*start], "stop": [*stop], "step": [*step]}
-        case Concat(_, dim):
-            return {"op": "concat", "args": args, "dim": dim}
-        case Permute(_, dims):
-            return {"op": "permute", "arg": args[0], "dims": [*dims]}
-        case Reshape(_, shape):
-            return {"op": "reshape", "arg": args[0], "shape": [*shape]}
-        case Gather(_, dim, indices):
-            return {"op": "gather", "arg": args[0], "dim": dim, "indices": [*indices]}
         case Fill(value, shape, dtype):
             return {"op": "fill", "value": _number(value), "shape": [*shape], "dtype": dtype}
+        case Concat(_, dim):
+            return {"op": "concat", "args": args, "dim": dim}
+        case Add() | Subtract() | Multiply() | Divide() | MatMul():
+            return {"op": type(expr).__name__.lower(), "left": args[0], "right": args[1]}
+        case _:
+            return {"op": type(expr).__name__.lower(), "arg": args[0], **_encoded_fields(expr)}
+
+
+def _encoded_fields(expr: OneArgument) -> dict[str, Json]:
+    """The fields of a node but for its one argument."""
+    match expr:
+        case Slice(_, start, stop, step):
+            return {"start": [*start], "stop": [*stop], "step": [*step]}
+        case Permute(_, dims) | Norm(_, dims) | Mean(_, dims):
+            return {"dims": [*dims]}
+        case Reshape(_, shape) | Expand(_, shape):
+            return {"shape": [*shape]}
+        case Gather(_, dim, indices):
+            return {"dim": dim, "indices": [*indices]}
+        case Pad(_, before, after):
+            return {"before": [*before], "after": [*after]}
         case Cast(_, dtype):
-            return {"op": "cast", "arg": args[0], "dtype": dtype}
+            return {"dtype": dtype}
         case Affine(_, scale, shift):
-            return {"op": "affine", "arg": args[0], "scale": _number(scale), "shift": _number(shift)}
-        case Add():
-            return {"op": "add", "left": args[0], "right": args[1]}
-        case Multiply():
-            return {"op": "multiply", "left": args[0], "right": args[1]}
+            return {"scale": _number(scale), "shift": _number(shift)}
+        case Sqrt():
+            return {}
         case _:
             assert_never(expr)
 
@@ -164,8 +182,16 @@ _READERS: Mapping[str, Callable[[Fields, ArgReader], Expr]] = {
     ),
     "cast": lambda f, arg: Cast(f.take("arg", arg), f.take("dtype", _read_dtype)),
     "affine": lambda f, arg: Affine(f.take("arg", arg), f.take("scale", _read_number), f.take("shift", _read_number)),
+    "pad": lambda f, arg: Pad(f.take("arg", arg), f.take("before", read_sizes), f.take("after", read_sizes)),
+    "expand": lambda f, arg: Expand(f.take("arg", arg), f.take("shape", read_sizes)),
+    "sqrt": lambda f, arg: Sqrt(f.take("arg", arg)),
+    "norm": lambda f, arg: Norm(f.take("arg", arg), f.take("dims", read_sizes)),
+    "mean": lambda f, arg: Mean(f.take("arg", arg), f.take("dims", read_sizes)),
     "add": lambda f, arg: Add(f.take("left", arg), f.take("right", arg)),
+    "subtract": lambda f, arg: Subtract(f.take("left", arg), f.take("right", arg)),
     "multiply": lambda f, arg: Multiply(f.take("left", arg), f.take("right", arg)),
+    "divide": lambda f, arg: Divide(f.take("left", arg), f.take("right", arg)),
+    "matmul": lambda f, arg: MatMul(f.take("left", arg), f.take("right", arg)),
 }
 
 

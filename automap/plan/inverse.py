@@ -8,35 +8,45 @@ tensor, its elements are followed one by one (up to MAX_ELEMENTS), which also te
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from automap.errors import PlanError
 from automap.plan.build import ElementMap, SourceTensor, build_expr
+from automap.plan.dtypes import dtype_of
 from automap.plan.evaluate import evaluate
 from automap.plan.expr import (
     Add,
     Affine,
+    Arithmetic,
     Cast,
     Concat,
+    Divide,
+    Expand,
     Expr,
     Fill,
     Gather,
+    MatMul,
+    Mean,
     Multiply,
+    Norm,
+    Pad,
     Permute,
     Reshape,
     Shape,
     Slice,
     Source,
+    Sqrt,
+    Subtract,
     args_of,
     depth_of,
-    dtype_of,
-    shape_of,
     sources_of,
     with_args,
 )
+from automap.plan.shapes import shape_of
 from automap.plan.simplify import ranges_of, simplify, slice_of
+from automap.plan.undo import names_of, undone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +75,8 @@ def inverted_entries(entries: Mapping[str, Expr]) -> dict[str, Expr]:
     """Every src tensor that `entries` read, as an expression over the dest tensors.
 
     Raises:
-        PlanError: part of a src tensor is used twice or not at all, bits are lost by a cast, or two tensors are added
-            or multiplied.
+        PlanError: part of a src tensor is used twice or not at all, bits are lost by a cast, or arithmetic of several
+            tensors leaves a choice.
     """
     parts: _Parts = {}
     for name, expr in entries.items():
@@ -94,22 +104,30 @@ def _solve(expr: Expr, value: Expr, parts: _Parts) -> None:
             _add_part(arg, ranges_of(expr), value, parts)
         case Gather(arg, dim, indices):
             if len(set(indices)) < len(indices):
-                raise PlanError(f"{_names(arg)} is used twice: some of its elements are repeated")
+                raise PlanError(f"{names_of(arg)} is used twice: some of its elements are repeated")
             everything: list[Iterable[int]] = [range(size) for size in shape_of(arg)]
             _add_part(arg, (*everything[:dim], indices, *everything[dim + 1 :]), value, parts)
         case Concat(args, dim):
-            start = 0
-            for arg in args:
-                stop = start + shape_of(arg)[dim]
-                ranges = [range(start, stop) if d == dim else range(n) for d, n in enumerate(shape_of(expr))]
+            for arg, ranges in zip(args, _places(args, dim), strict=True):
                 _solve(arg, slice_of(value, ranges), parts)
-                start = stop
-        case Permute() | Reshape() | Cast() | Affine():
+        case Pad(arg, before):
+            ranges = [range(start, start + size) for start, size in zip(before, shape_of(arg), strict=True)]
+            _solve(arg, slice_of(value, ranges), parts)
+        case Permute() | Reshape() | Cast() | Expand():
             _solve_layout(expr, value, parts)
-        case Add() | Multiply():
-            raise PlanError(f"{_names(expr)} are added or multiplied, which cannot be undone")
+        case Affine() | Add() | Subtract() | Multiply() | Divide() | MatMul() | Sqrt() | Norm() | Mean():
+            _solve(*undone(expr, value), parts)
         case _:
             assert_never(expr)
+
+
+def _places(args: tuple[Expr, ...], dim: int) -> Iterator[list[range]]:
+    """The positions of each argument in what they are together, joined along `dim`."""
+    start = 0
+    for arg in args:
+        stop = start + shape_of(arg)[dim]
+        yield [range(start, stop) if d == dim else range(size) for d, size in enumerate(shape_of(arg))]
+        start = stop
 
 
 def _solve_layout(expr: Expr, value: Expr, parts: _Parts) -> None:
@@ -121,12 +139,12 @@ def _solve_layout(expr: Expr, value: Expr, parts: _Parts) -> None:
             _solve(arg, Reshape(value, shape_of(arg)), parts)
         case Cast(arg, dtype):
             if not _is_lossless(dtype_of(arg), dtype):
-                raise PlanError(f"bits of {_names(arg)} are lost in the cast from {dtype_of(arg)} to {dtype}")
+                raise PlanError(f"bits of {names_of(arg)} are lost in the cast from {dtype_of(arg)} to {dtype}")
             _solve(arg, Cast(value, dtype_of(arg)), parts)
-        case Affine(arg, scale, shift):
-            if scale == 0 or not math.isfinite(scale) or not math.isfinite(shift):
-                raise PlanError(f"{_names(arg)} * {scale} + {shift} cannot be undone")
-            _solve(arg, Affine(Affine(value, shift=-shift), scale=1 / scale), parts)
+        case Expand(arg):
+            if math.prod(shape_of(arg)) != math.prod(expr.shape):
+                raise PlanError(f"{names_of(arg)} is repeated: any one of its copies would do")
+            _solve(arg, Reshape(value, shape_of(arg)), parts)
         case _:
             _solve(expr, value, parts)
 
@@ -142,10 +160,6 @@ def _is_lossless(dtype: str, other: str) -> bool:
 
     a, b = getattr(torch, dtype), getattr(torch, other)
     return bool(a.is_floating_point and b.is_floating_point and torch.promote_types(a, b) == b)
-
-
-def _names(expr: Expr) -> str:
-    return " and ".join(f"`{source.name}`" for source in sources_of(expr))
 
 
 def _assembled(shape: Shape, parts: list[_Part]) -> Expr | None:
@@ -248,12 +262,14 @@ def _ids(expr: Expr, source: Source) -> Tensor:
     import torch
 
     def numbered(expr: Expr) -> Expr:
-        if isinstance(expr, Affine | Cast | Add | Multiply):
-            raise PlanError(f"cannot invert the plan: {_names(expr)} is changed and its parts do not meet in one view")
+        if isinstance(expr, Cast | Arithmetic):
+            raise PlanError(
+                f"cannot invert the plan: {names_of(expr)} is changed and its parts do not meet in one view"
+            )
         if isinstance(expr, Fill):
-            return Fill(-1, expr.shape, "int64")
+            return Fill(0, expr.shape, "int64")
         return with_args(expr, tuple(numbered(arg) for arg in args_of(expr)))
 
-    state = {s.name: torch.full(s.shape, -1, dtype=torch.int64) for s in sources_of(expr)}
-    state[source.name] = torch.arange(math.prod(source.shape)).view(source.shape)
-    return evaluate(numbered(expr), state)
+    state = {s.name: torch.zeros(s.shape, dtype=torch.int64) for s in sources_of(expr)}
+    state[source.name] = torch.arange(1, math.prod(source.shape) + 1).view(source.shape)
+    return evaluate(numbered(expr), state) - 1  # counted from 1, as what Pad adds is 0

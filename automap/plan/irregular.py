@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from automap.plan.expr import Expr, Gather, Permute, Reshape, Shape, shape_of
+from automap.plan.expr import Expr, Gather, Permute, Reshape, Shape
+from automap.plan.shapes import shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
-from automap.plan.expr import Expr, Permute, Reshape, Shape, shape_of
+from automap.plan.expr import Expr, Permute, Reshape, Shape
+from automap.plan.shapes import shape_of
 
 Groups: TypeAlias = tuple[tuple[int, ...], ...]
 

@@ -5,34 +5,41 @@ What is written is short, not always complete: long index lists are cut. The com
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import assert_never
 
 from automap.plan.expr import (
     Add,
     Affine,
+    Binary,
     Cast,
     Concat,
+    Divide,
+    Expand,
     Expr,
     Fill,
     Gather,
+    MatMul,
+    Mean,
+    Move,
     Multiply,
+    Norm,
+    Pad,
     Permute,
     Reshape,
     Shape,
     Slice,
     Source,
+    Sqrt,
+    Subtract,
     args_of,
-    shape_of,
-    walk_sources,
 )
-from automap.plan.layout import Groups, Layout, chain_of, layout_of
+from automap.plan.layout import chain_of, layout_of
+from automap.plan.patterns import pattern_of, repeat_of
+from automap.plan.shapes import shape_of
 from automap.plan.simplify import simplify
-from automap.plan.template import Form, blanked, numbers_of, rename_sources, template_from
+from automap.plan.template import numbered_args
 
 MAX_INDICES = 8
-_LETTERS = tuple(letter for letter in "abcdefghijklmnopqrstuvwxyz")
-_WORDS = {2: "two", 3: "three"}
 
 
 def format_expr(expr: Expr) -> str:
@@ -46,6 +53,26 @@ def format_expr(expr: Expr) -> str:
     match expr:
         case Source(name):
             return name
+        case Fill():
+            return _fill_text(expr)
+        case Slice() | Concat() | Permute() | Reshape() | Gather() | Pad() | Expand():
+            return _moved_text(expr)
+        case Cast(arg, dtype):
+            return f"{_operand_text(arg)}.to({dtype})"
+        case Affine():
+            return _affine_text(expr)
+        case Add() | Subtract() | Multiply() | Divide() | MatMul():
+            return _binary_text(expr)
+        case Sqrt(arg):
+            return f"sqrt({format_expr(arg)})"
+        case Norm(arg, dims) | Mean(arg, dims):
+            return f"{type(expr).__name__.lower()}({format_expr(arg)}, dims=({_tuple_text(dims)}))"
+        case _:
+            assert_never(expr)
+
+
+def _moved_text(expr: Move) -> str:
+    match expr:
         case Slice():
             return _slice_text(expr)
         case Concat():
@@ -54,24 +81,76 @@ def format_expr(expr: Expr) -> str:
             return _chain_text(expr)
         case Gather(arg, dim, indices):
             return f"take({format_expr(arg)}, {_indices_text(indices)}, dim={dim})"
-        case Fill():
-            return _fill_text(expr)
-        case Cast(arg, dtype):
-            return f"{_operand_text(arg)}.to({dtype})"
-        case Affine():
-            return _affine_text(expr)
-        case Add(left, right):
-            return f"{_operand_text(left)} + {_operand_text(right)}"
-        case Multiply(left, right):
-            return f"{_operand_text(left)} * {_operand_text(right)}"
+        case Pad(arg, before, after):
+            return f"pad({format_expr(arg)}, {_padding_text(before, after)})"
+        case Expand(arg, shape) if (repeat := repeat_of(expr)) is not None:
+            return f"repeat({format_expr(repeat[0])}, {repeat[1]})"
+        case Expand(arg, shape):
+            return f"expand({format_expr(arg)}, ({_tuple_text(shape)}))"
         case _:
             assert_never(expr)
 
 
-def _operand_text(expr: Expr) -> str:
-    """The text of an expression that something is applied to, in parentheses where it has to be."""
+_SUM, _PRODUCT, _ATOM = range(3)
+_SIGNS = {Add: "+", Subtract: "-", Multiply: "*", Divide: "/", MatMul: "@"}
+
+
+def _strength(expr: Expr) -> int:
+    """How closely the text of an expression holds together."""
+    match expr:
+        case Add() | Subtract():
+            return _SUM
+        case Affine(_, scale, shift):
+            return _SUM if shift else _ATOM if scale == 1 else _PRODUCT
+        case Multiply() | Divide() | MatMul():
+            return _PRODUCT
+        case _:
+            return _ATOM
+
+
+def _operand_text(expr: Expr, strength: int = _ATOM) -> str:
+    """The text of an expression that something is applied to, in parentheses where it is weaker than `strength`."""
     text = format_expr(expr)
-    return f"({text})" if isinstance(expr, Affine | Add | Multiply) else text
+    return f"({text})" if _strength(expr) < strength else text
+
+
+def _binary_text(expr: Binary) -> str:
+    """The operation with its sign; what is on the right is in parentheses unless it is stronger."""
+    strength = _strength(expr)
+    left, right = expr.left, expr.right
+    if isinstance(expr, MatMul):
+        return f"{_operand_text(left, strength)} @ {_operand_text(right, strength + 1)}"
+    left_text = _aligned_text(left, shape_of(right), strength)
+    return f"{left_text} {_SIGNS[type(expr)]} {_aligned_text(right, shape_of(left), strength + 1)}"
+
+
+def _aligned_text(expr: Expr, other: Shape, strength: int) -> str:
+    """The text of an operand without the reshape that only makes it broadcast, or with that as `[:, None]`."""
+    if not isinstance(expr, Reshape):
+        return _operand_text(expr, strength)
+    shape = shape_of(expr.arg)
+    places = _places(shape, expr.shape)
+    if places is None:
+        return _operand_text(expr, strength)
+    if places == tuple(range(len(shape))) and not _broadcasts(shape, other):
+        return _operand_text(expr.arg, strength)
+    marks = ", ".join(":" if dim in places else "None" for dim in range(len(expr.shape)))
+    return f"{_operand_text(expr.arg)}[{marks}]"
+
+
+def _places(shape: Shape, wider: Shape) -> tuple[int, ...] | None:
+    """Which dims of `wider` are those of `shape`, if all others have size 1."""
+    places: list[int] = []
+    for dim, size in enumerate(wider):
+        if len(places) < len(shape) and size == shape[len(places)]:
+            places.append(dim)
+        elif size != 1:
+            return None
+    return tuple(places) if len(places) == len(shape) and shape else None
+
+
+def _broadcasts(left: Shape, right: Shape) -> bool:
+    return all(a == b or 1 in (a, b) for a, b in zip(reversed(left), reversed(right), strict=False))
 
 
 def _slice_text(expr: Slice) -> str:
@@ -88,6 +167,16 @@ def _shape_text(shape: Shape) -> str:
     return ", ".join(map(str, shape))
 
 
+def _tuple_text(sizes: tuple[int, ...]) -> str:
+    return f"{sizes[0]}," if len(sizes) == 1 else _shape_text(sizes)
+
+
+def _padding_text(before: tuple[int, ...], after: tuple[int, ...]) -> str:
+    """One entry for each dim: `1` on both sides, or `0+1` where they differ."""
+    pairs = zip(before, after, strict=True)
+    return ", ".join(str(front) if front == back else f"{front}+{back}" for front, back in pairs)
+
+
 def _fill_text(expr: Fill) -> str:
     if expr.value in (0, 1):
         return f"{'ones' if expr.value else 'zeros'}({_shape_text(expr.shape)})"
@@ -95,7 +184,10 @@ def _fill_text(expr: Fill) -> str:
 
 
 def _affine_text(expr: Affine) -> str:
-    text = _operand_text(expr.arg)
+    if expr.scale == -1:
+        text = _operand_text(expr.arg, _PRODUCT)
+        return f"{expr.shift:g} - {text}" if expr.shift else f"-{text}"
+    text = _operand_text(expr.arg, _SUM if expr.scale == 1 else _PRODUCT)
     if expr.scale != 1:
         text = f"{expr.scale:g} * {text}"
     return f"{text} {'-' if expr.shift < 0 else '+'} {abs(expr.shift):g}" if expr.shift else text
@@ -112,7 +204,7 @@ def _concat_text(expr: Concat) -> str:
     unstacked = [_unstacked(arg, expr.dim) for arg in expr.args]
     word = "cat" if None in unstacked else "stack"
     args = expr.args if word == "cat" else tuple(arg for arg in unstacked if arg is not None)
-    folded = _numbered_args(args)
+    folded = numbered_args(args, shortest=3)
     if folded is None:
         return f"{word}({', '.join(map(format_expr, args))}, dim={expr.dim})"
     template, name = folded
@@ -127,40 +219,17 @@ def _unstacked(arg: Expr, dim: int) -> Expr | None:
     return simplify(Reshape(arg, (*shape[:dim], *shape[dim + 1 :])))
 
 
-def _numbered_args(args: tuple[Expr, ...]) -> tuple[Expr, str] | None:
-    """One argument that stands for all (three or more), with the variable that counts them."""
-    names = [[numbers_of(source.name) for source in walk_sources(arg)] for arg in args]
-    numbers = [[number for _, found in sources for number in found] for sources in names]
-    blanks = {rename_sources(arg, blanked) for arg in args}
-    if len(args) < 3 or len(blanks) > 1 or not numbers[0]:
-        return None
-    deltas = [b - a for a, b in zip(numbers[0], numbers[1], strict=True)]
-    steady = all([b - a for a, b in zip(one, two, strict=True)] == deltas for one, two in pairwise(numbers))
-    if not steady or min(deltas) < 0 or not any(deltas):
-        return None
-    variable = _unused_variable(args[0])
-    forms = iter([Form(first, ((variable, d),) if d else ()) for first, d in zip(numbers[0], deltas, strict=True)])
-
-    def named(name: str) -> str:
-        texts, found = numbers_of(name)
-        return template_from(texts, tuple(next(forms) for _ in found))
-
-    return rename_sources(args[0], named), variable
-
-
-def _unused_variable(expr: Expr) -> str:
-    used = "".join(source.name for source in walk_sources(expr))
-    return next((name for name in "eghmn" if f"{{{name}" not in used), "n")
-
-
 def _chain_text(expr: Permute | Reshape) -> str:
     base, links = chain_of(expr)
-    text = _operand_text(base)
+    repeat = repeat_of(expr)
+    if repeat is not None:
+        return f"repeat({format_expr(repeat[0])}, {repeat[1]})"
     if isinstance(expr, Permute) and len(links) == 1 and expr.dims == (1, 0):
-        return f"{text}.T"
+        return f"{_operand_text(base)}.T"
     layout = layout_of(expr)
     if layout is not None and (layout.sizes or args_of(base)):
-        return f"rearrange({text}, {_pattern(layout)})"
+        return f"rearrange({format_expr(base)}, {pattern_of(layout)})"
+    text = _operand_text(base)
     for link in links:
         text += (
             f".permute({_shape_text(link.dims)})"
@@ -168,27 +237,3 @@ def _chain_text(expr: Permute | Reshape) -> str:
             else f".reshape({_shape_text(link.shape)})"
         )
     return text
-
-
-def _pattern(layout: Layout) -> str:
-    """An einops pattern with the sizes of the axes that it groups."""
-    names = _axis_names(layout.sizes)
-    left, right = _side(layout.base_dims, names), _side(layout.dest_dims, names)
-    grouped = {atom for dim in layout.base_dims if len(dim) > 1 for atom in dim}
-    sizes = "".join(f", {names[atom]}={layout.sizes[atom]}" for atom in sorted(grouped))
-    return f'"{left} -> {right}"{sizes}'
-
-
-def _axis_names(sizes: tuple[int, ...]) -> list[str]:
-    """`two` and `three` for the one axis of that size, letters for the others."""
-    letters = iter(_LETTERS)
-    names = []
-    for atom, size in enumerate(sizes):
-        word = _WORDS.get(size) if sizes.count(size) == 1 else None
-        names.append(word or next(letters, f"x{atom}"))
-    return names
-
-
-def _side(dims: Groups, names: list[str]) -> str:
-    texts = [" ".join(names[atom] for atom in dim) or "1" for dim in dims]
-    return " ".join(f"({text})" if len(dim) > 1 else text for dim, text in zip(dims, texts, strict=True))

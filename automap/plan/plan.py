@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from automap.errors import PlanError
 from automap.plan.codec import Fields, from_json, read_size, read_text, to_json
 from automap.plan.evaluate import evaluate
-from automap.plan.expr import Cast, Expr, Permute, Reshape, Shape, Slice, Source, shape_of, sources_of
+from automap.plan.expr import Affine, Cast, Expand, Expr, Permute, Reshape, Shape, Slice, Source, sources_of
+from automap.plan.shapes import shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,18 +189,56 @@ class Plan:
 
         return Plan(inverted_entries(self.entries), src=self.dest, dest=self.src)
 
-    def rules(self) -> Rules:
-        """The plan folded for people: one rule for all layers that are made alike."""
+    def rules(self, *, cuts: bool = False) -> Rules:
+        """The plan folded for people: one rule for all layers that are made alike.
+
+        Args:
+            cuts: whether to fold what is cut out of one tensor at even distances too (see `Rule.starts`).
+        """
         from automap.plan.fold import fold
 
-        return fold(self)
+        return fold(self, cuts=cuts)
+
+    def for_model(
+        self,
+        dest_shapes: Mapping[str, Shape],
+        src_shapes: Mapping[str, Shape] | None = None,
+        *,
+        dims: Mapping[int, int] | None = None,
+    ) -> Plan:
+        """The plan for a larger (or smaller) model of the same architecture, told from this one for a small twin.
+
+        Names go on as the rules do: this plan needs two blocks, better three, to tell how they count. Sizes follow from
+        the shapes: from how tensors are cut, joined and split into dims. What shapes do not tell (how many heads there
+        are in a dim) is as in this plan where the sizes it is part of are, and has to be given otherwise.
+
+        A good twin has different sizes for different things (3 heads of 10, not 4 of 4), and none of 1: what is one in
+        the twin leaves no trace in its plan. The result is a claim like any other: verify it.
+
+        Args:
+            dest_shapes: the shape of every dest tensor that the plan shall make.
+            src_shapes: the shape of every src tensor; without them, those are told from dest's.
+            dims: what a factor of this size in the plan is there: `{4: 64}` for 64 heads instead of 4.
+
+        Raises:
+            PlanError: no rule reaches a dest tensor, shapes do not fit, or what a size is has more than one reading;
+                the message names the tensor and the readings.
+
+        Example:
+            >>> twin = Plan({f"layers.{i}.fc": Permute(Source(f"h.{i}.w", (2, 6)), (1, 0)) for i in range(2)})
+            >>> twin.for_model({"layers.79.fc": (48, 16)}).entries
+            {'layers.79.fc': Permute(arg=Source(name='h.79.w', shape=(16, 48), dtype='float32'), dims=(1, 0))}
+        """
+        from automap.plan.larger import Sizes, larger_plan
+
+        return larger_plan(self, Sizes(dest_shapes, src_shapes, dims or {}))
 
     def __repr__(self) -> str:
         models = f", {self.src!r} -> {self.dest!r}" if self.src or self.dest else ""
         return f"<Plan: {len(self.entries)} dest tensors from {len(self.sources)} of src{models}>"
 
     def _repr_html_(self) -> str:
-        lines = str(self.rules()).splitlines()
+        lines = str(self.rules(cuts=True)).splitlines()
         if len(lines) > _SHOWN:
             lines = [*lines[:_SHOWN], f"... {len(lines) - _SHOWN} more"]
         text = "\n".join(line if len(line) <= 300 else f"{line[:300]} ..." for line in lines)
@@ -211,7 +250,7 @@ def _may_alias(expr: Expr) -> bool:
     match expr:
         case Source():
             return True
-        case Slice(arg) | Permute(arg) | Reshape(arg) | Cast(arg):
+        case Slice(arg) | Permute(arg) | Reshape(arg) | Expand(arg) | Cast(arg) | Affine(arg, 1, 0):
             return _may_alias(arg)
         case _:
             return False

@@ -1,29 +1,46 @@
-"""Expression in, shorter expression with bitwise the same value out.
+"""Expression in, shorter expression with the same value out: bitwise where elements are moved only.
 
-Rules are applied from the leaves up, each node until none fits. Every rule is an equation, given in its comment.
+Where there is arithmetic, the sign of zeros and NaNs that it computes may change, nothing else. Rules are applied from
+the leaves up, each node until none fits. Every rule is an equation, given in its comment.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import assert_never
 
+from automap.plan.arithmetic import simpler_arithmetic
+from automap.plan.dtypes import dtype_of, is_float
 from automap.plan.expr import (
+    Add,
     Affine,
     Cast,
     Concat,
+    Divide,
+    Expand,
     Expr,
     Fill,
     Gather,
+    MatMul,
+    Mean,
+    Multiply,
+    Norm,
+    Pad,
     Permute,
     Reshape,
+    Shape,
     Slice,
+    Source,
+    Sqrt,
+    Subtract,
     args_of,
-    dtype_of,
-    shape_of,
+    is_computed,
     with_args,
 )
 from automap.plan.layout import canonical, layout_of
+from automap.plan.shapes import shape_of
 
 
 def simplify(expr: Expr) -> Expr:
@@ -45,7 +62,7 @@ def simplify(expr: Expr) -> Expr:
 def _step(expr: Expr) -> Expr | None:
     """One rule applied at the top of `expr`, or None where none fits."""
     match expr:
-        case Slice() | Permute() | Reshape() | Gather() if isinstance(expr.arg, Fill):
+        case Slice() | Permute() | Reshape() | Gather() | Expand() if isinstance(expr.arg, Fill):
             return Fill(expr.arg.value, shape_of(expr), expr.arg.dtype)  # moved constants are constants
         case Slice():
             return _simpler_slice(expr)
@@ -55,12 +72,19 @@ def _step(expr: Expr) -> Expr | None:
             return _simpler_chain(expr)
         case Gather():
             return _simpler_gather(expr)
-        case Cast(arg, dtype) if dtype_of(arg) == dtype:
-            return arg  # cast(x, dtype of x) = x
-        case Affine(arg, scale, shift) if scale == 1 and shift == 0:
-            return arg  # 1 * x + 0 = x
-        case _:
+        case Pad():
+            return _simpler_pad(expr)
+        case Expand():
+            return _simpler_expand(expr)
+        case Cast(arg, dtype):
+            keeps = dtype_of(arg) == dtype and (is_float(dtype) or not is_computed(arg))
+            return arg if keeps else None  # cast(x, dtype of x) = x
+        case Affine() | Add() | Subtract() | Multiply() | Divide() | MatMul() | Sqrt() | Norm() | Mean():
+            return simpler_arithmetic(expr)
+        case Source() | Fill():
             return None
+        case _:
+            assert_never(expr)
 
 
 def _simpler_chain(expr: Permute | Reshape) -> Expr | None:
@@ -102,8 +126,17 @@ def _simpler_slice(expr: Slice) -> Expr | None:
         case Concat(dim=dim) if ranges[dim].step == 1 and len(ranges[dim]):
             shorter = _slice_of_concat(expr.arg, ranges)
             return shorter if dtype_of(shorter) == dtype_of(expr) else slice_of(expr.arg, ranges)
+        case Pad(arg, before) if _is_inside(ranges, before, shape_of(arg)):  # pad(x)[a] = x[a]
+            return slice_of(arg, [range(r.start - b, r.stop - b, r.step) for r, b in zip(ranges, before, strict=True)])
         case _:
             return slice_of(expr.arg, ranges)
+
+
+def _is_inside(ranges: tuple[range, ...], before: tuple[int, ...], shape: Shape) -> bool:
+    """Whether slices of a padded tensor reach none of the zeros."""
+    return all(
+        len(r) and start <= r[0] and r[-1] < start + size for r, start, size in zip(ranges, before, shape, strict=True)
+    )
 
 
 def _slice_of_concat(concat: Concat, ranges: tuple[range, ...]) -> Expr:
@@ -161,6 +194,11 @@ def _simpler_gather(expr: Gather) -> Expr | None:
         return Gather(expr.arg.arg, expr.dim, tuple(expr.arg.indices[index] for index in indices))
     if not indices:
         return None
+    if len(indices) > 1 and len(set(indices)) == 1:  # x[i, i, i] = expand(x[i])
+        one = slice_of(
+            expr.arg, [range(indices[0], indices[0] + 1) if d == expr.dim else range(n) for d, n in enumerate(shape)]
+        )
+        return Expand(one, shape_of(expr))
     step = indices[1] - indices[0] if len(indices) > 1 else 1
     if step < 1 or indices[-1] - indices[0] != (len(indices) - 1) * step:
         return None
@@ -168,3 +206,25 @@ def _simpler_gather(expr: Gather) -> Expr | None:
     if indices != tuple(run):
         return None
     return slice_of(expr.arg, [run if dim == expr.dim else range(size) for dim, size in enumerate(shape)])
+
+
+def _simpler_pad(expr: Pad) -> Expr | None:
+    match expr:
+        case Pad(arg, before, after) if not any((*before, *after)):  # pad(x, 0) = x
+            return arg
+        case Pad(Fill(value, _, dtype)) if value == 0 and math.copysign(1, value) > 0:  # pad(zeros) = zeros
+            return Fill(value, shape_of(expr), dtype)
+        case Pad(Pad(arg, before, after)):  # pad(pad(x, a), b) = pad(x, a + b)
+            return Pad(arg, _sums(before, expr.before), _sums(after, expr.after))
+        case _:
+            return None
+
+
+def _sums(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(left, right, strict=True))
+
+
+def _simpler_expand(expr: Expand) -> Expr | None:
+    if shape_of(expr.arg) == expr.shape:  # expand(x, shape of x) = x
+        return expr.arg
+    return Expand(expr.arg.arg, expr.shape) if isinstance(expr.arg, Expand) else None  # expand(expand(x)) = expand(x)

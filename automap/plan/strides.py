@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from automap.plan.expr import Expr, Gather, Permute, Reshape, Shape, shape_of
+from automap.plan.expr import Expr, Gather, Permute, Reshape, Shape
+from automap.plan.shapes import shape_of
 from automap.plan.simplify import slice_of
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from hypothesis import strategies as st
@@ -14,16 +15,24 @@ from automap.plan import (
     Affine,
     Cast,
     Concat,
+    Divide,
     ElementMap,
+    Expand,
     Expr,
     Fill,
     Gather,
+    MatMul,
+    Mean,
     Multiply,
+    Norm,
+    Pad,
     Permute,
     Reshape,
     Slice,
     Source,
     SourceTensor,
+    Sqrt,
+    Subtract,
     evaluate,
     shape_of,
     sources_of,
@@ -47,8 +56,21 @@ def bits(value: Tensor) -> Tensor:
     return value.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
 
 
+def same_numbers(left: Tensor, right: Tensor) -> bool:
+    """Equal but for the signs of zeros and NaNs."""
+    values = [value.double().nan_to_num(math.pi, math.inf, -math.inf) for value in (left, right)]
+    return left.dtype == right.dtype and torch.equal(*values)
+
+
 def same(left: Tensor, right: Tensor) -> bool:
     return left.shape == right.shape and left.dtype == right.dtype and torch.equal(bits(left), bits(right))
+
+
+def rows(arg: Expr, start: int, stop: int) -> Expr:
+    """`arg[start:stop]`."""
+    shape = shape_of(arg)
+    rest = len(shape) - 1
+    return Slice(arg, (start, *(0,) * rest), (stop, *shape[1:]), (1,) * (rest + 1))
 
 
 @st.composite
@@ -104,18 +126,62 @@ def concats(draw: st.DrawFn, arg: Expr) -> Expr:
 
 
 @st.composite
+def pads(draw: st.DrawFn, arg: Expr) -> Expr:
+    pairs = [(draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in shape_of(arg)]
+    before, after = zip(*pairs, strict=True)
+    return Pad(arg, before, after)
+
+
+@st.composite
+def expands(draw: st.DrawFn, arg: Expr) -> Expr:
+    """`arg` with dims of size 1 repeated, and up to one more in front."""
+    front = draw(st.lists(sizes, max_size=1))
+    return Expand(arg, (*front, *(draw(sizes) if size == 1 else size for size in shape_of(arg))))
+
+
+@st.composite
+def reductions(draw: st.DrawFn, arg: Expr) -> Expr:
+    dims = st.lists(st.integers(0, len(shape_of(arg)) - 1), min_size=1, unique=True)
+    return draw(st.sampled_from([Norm, Mean]))(arg, tuple(draw(dims)))
+
+
+@st.composite
+def operations(draw: st.DrawFn, arg: Expr) -> Expr:
+    """`arg` and another operand that broadcasts; divisors are no constant zeros, whose sign would be seen."""
+    shape = shape_of(arg)[draw(st.integers(0, 1)) :] or (1,)
+    other = draw(leaves(tuple(draw(st.sampled_from([1, size])) for size in shape)))
+    number = Fill(draw(st.sampled_from([0.0, 1.0, -2.0])), shape_of(other), "float32")
+    kind = draw(st.sampled_from([Add, Subtract, Multiply, Divide]))
+    if kind is Divide:
+        return Divide(arg, draw(st.sampled_from([Affine(Norm(other, (0,)), shift=1.0), replace(number, value=1.0)])))
+    return kind(*draw(st.permutations([arg, draw(st.sampled_from([other, number]))])))
+
+
+@st.composite
+def products(draw: st.DrawFn, arg: Expr) -> Expr:
+    """Matrix products with vectors, matrices and batches on either side."""
+    shape = shape_of(arg)
+    if draw(st.booleans()):
+        product = MatMul(arg, draw(leaves((shape[-1], *draw(st.lists(sizes, max_size=1))))))
+    else:
+        product = MatMul(draw(leaves((*draw(st.lists(sizes, max_size=1)), shape[-2:][0]))), arg)
+    return product if shape_of(product) else Reshape(product, (1,))
+
+
+@st.composite
 def changes(draw: st.DrawFn, arg: Expr) -> Expr:
     """A node that changes values."""
-    kind = draw(st.sampled_from(["cast", "affine", "add", "multiply"]))
-    if kind == "cast":
-        return Cast(arg, draw(st.sampled_from(["float32", "bfloat16", "float64"])))
+    kind = draw(st.sampled_from(["cast", "affine", "sqrt", "operation", "reduction", "product"]))
     if kind == "affine":
         return Affine(arg, draw(st.sampled_from([1.0, 0.5, -2.0])), draw(st.sampled_from([0.0, 1.0])))
-    other = draw(leaves(shape_of(arg)))
-    return Add(arg, other) if kind == "add" else Multiply(other, arg)
+    if kind == "cast":
+        return Cast(arg, draw(st.sampled_from(["float32", "bfloat16", "float64"])))
+    if kind == "sqrt":
+        return Sqrt(arg)
+    return draw({"operation": operations, "reduction": reductions, "product": products}[kind](arg))
 
 
-LAYOUTS = (reshapes, permutes, slices, gathers, concats)
+LAYOUTS = (reshapes, permutes, slices, gathers, concats, pads, expands)
 
 
 @st.composite
@@ -150,17 +216,17 @@ def map_of(expr: Expr) -> ElementMap:
     sources, state, offset = [], {}, 0
     for source in sources_of(expr):
         sources.append(SourceTensor(source.name, source.shape, "float32", offset))
-        state[source.name] = torch.arange(offset, sources[-1].stop).view(source.shape)
+        state[source.name] = torch.arange(offset, sources[-1].stop).view(source.shape) + 1
         offset = sources[-1].stop
     fills: list[float] = []
 
     def numbered(expr: Expr) -> Expr:
         if isinstance(expr, Fill):
             fills.append(expr.value)
-            return Fill(-1 - len(fills), expr.shape, "int64")
+            return Fill(-len(fills), expr.shape, "int64")
         return with_args(expr, tuple(numbered(arg) for arg in args_of(expr)))
 
-    ids = evaluate(numbered(expr), state)
+    ids = evaluate(numbered(expr), state) - 1  # counted from 1, as what Pad adds is 0
     return ElementMap(tuple(ids.shape), "float32", ids.contiguous(), tuple(sources), tuple(fills))
 
 

@@ -153,7 +153,7 @@ EXPERTS = ids(16, 6, 4)
         pytest.param(
             ids(4, 1, 6).expand(4, 2, 6).reshape(8, 6),
             (4, 6),
-            'rearrange(take(rearrange(x, "a b -> a 1 b"), [0, 0], dim=1), "a two b -> (a two) b")',
+            'repeat(x, "a b -> (a two) b", two=2)',
             id="repeated-rows",
         ),
         pytest.param(

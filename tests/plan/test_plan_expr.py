@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_strategies import exprs, random_state, same
+from plan_strategies import exprs, random_state, same, same_numbers
 
 from automap.errors import PlanError
 from automap.plan import (
@@ -32,6 +32,7 @@ from automap.plan import (
     evaluate,
     format_expr,
     from_json,
+    is_computed,
     shape_of,
     simplify,
     sources_of,
@@ -53,10 +54,11 @@ def test_shape_and_dtype_agree_with_evaluate(expr: Expr) -> None:
 
 @given(exprs(max_steps=7))
 @settings(max_examples=250, deadline=None)
-def test_simplify_keeps_every_bit_and_is_idempotent(expr: Expr) -> None:
+def test_simplify_keeps_every_moved_bit_and_every_number_and_is_idempotent(expr: Expr) -> None:
     state = random_state(sources_of(expr))
     shorter = simplify(expr)
-    assert same(evaluate(shorter, state), evaluate(expr, state))
+    equal = same_numbers if is_computed(expr) else same
+    assert equal(evaluate(shorter, state), evaluate(expr, state))
     assert simplify(shorter) == shorter
 
 
@@ -145,16 +147,6 @@ def test_elements_of_any_dtype_are_moved_bitwise(dtype: str) -> None:
     first_two = Slice(source, (0, 0), (4, 2), (1, 1))
     expr = Concat((Permute(Gather(source, 1, (5, 0, 3)), (1, 0)), Permute(first_two, (1, 0))), 0)
     assert same(evaluate(expr, {"w": value}), value[:, [5, 0, 3, 0, 1]].T.contiguous())
-
-
-def test_affine_computes_in_the_dtype_of_its_argument() -> None:
-    value = torch.randn(4, 6).bfloat16()
-    assert same(evaluate(Affine(Source("w", (4, 6), "bfloat16"), shift=1.0), {"w": value}), value + 1)
-
-
-def test_addition_and_multiplication_broadcast() -> None:
-    state = random_state([W, BIAS])
-    assert same(evaluate(Add(Multiply(W, BIAS), BIAS), state), state["w"] * state["b"] + state["b"])
 
 
 @pytest.mark.parametrize(

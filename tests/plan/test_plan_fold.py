@@ -54,6 +54,18 @@ def test_expand_undoes_fold_where_layers_are_missing_or_differ(layers: list[tupl
 def test_expand_undoes_fold_for_any_expression(some: list[Expr]) -> None:
     plan = Plan({f"layers.{place}.w": expr for place, expr in enumerate(some)})
     assert expand(fold(plan)) == plan
+    assert expand(fold(plan, cuts=True)) == plan
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 4)), unique_by=lambda t: t[:2]))
+@settings(max_examples=150, deadline=None)
+def test_expand_undoes_fold_where_cuts_follow_an_index_or_do_not(experts: list[tuple[int, int, int]]) -> None:
+    packed = [Source(f"h.{i}.packed", (9, 4)) for i in range(3)]
+    cuts = {(i, j): j + more for i, j, more in experts}
+    plan = Plan({f"e.{i}.{j}.w": Slice(packed[i], (n, 0), (n + 2, 4), (1, 1)) for (i, j), n in cuts.items()})
+    rules = fold(plan, cuts=True)
+    assert expand(rules) == plan
+    assert len(rules) <= len(experts)
 
 
 @pytest.mark.parametrize(
