@@ -75,6 +75,12 @@ class PlanError(AutomapError):
     slug = "bad-plan"
 
 
+class ExportError(AutomapError):
+    """A plan cannot be written in the form that is asked for."""
+
+    slug = "cannot-export"
+
+
 class MismatchError(AutomapError):
     """The two models do not match, or their outputs differ; carries the Transfer."""
 
