@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,7 +33,7 @@ class CaptureSummary:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Match:
     """The weights of dest as expressions over src's, with what was found on the way.
 
@@ -54,6 +55,14 @@ class Match:
     def is_complete(self) -> bool:
         """Whether every dest weight that runs has an expression and both sides compute the same."""
         return self.verdict == "complete"
+
+    def __repr__(self) -> str:
+        return f"<Match: {self.verdict}, {_in_short(self, self.evidence)}>"
+
+    def _repr_html_(self) -> str:
+        from automap.report import notebook_html
+
+        return notebook_html(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,7 @@ class Parity:
         return self.input_sensitivity is not None and self.input_sensitivity < _NO_POWER
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Transfer:
     """A match whose weights were placed in dest (unless refused), and the proof."""
 
@@ -140,3 +149,26 @@ class Transfer:
         from automap.report import render_text
 
         return render_text(self)
+
+    def __repr__(self) -> str:
+        compared = {True: "outputs equal, ", False: "outputs differ, "}
+        outputs = compared[self.parity.is_equal] if self.parity is not None else "nothing compared, "
+        placed = "" if self.is_applied else "dest not changed, "
+        return f"<Transfer: {self.match.verdict}, {outputs}{placed}{_in_short(self.match, self.evidence)}>"
+
+    def _repr_html_(self) -> str:
+        from automap.report import notebook_html
+
+        return notebook_html(self)
+
+
+def _in_short(match: Match, evidence: Mapping[str, Evidence]) -> str:
+    """How many weights of each evidence and how many findings there are, and the two models."""
+    weights = f"{_counts(evidence.values())} of {len(evidence)} dest weights" if evidence else "no dest weights"
+    findings = _counts(finding.severity for finding in match.findings)
+    models = f"{match.src_capture.model} -> {match.dest_capture.model}"
+    return f"{weights}, findings: {findings or 'none'}, {models}"
+
+
+def _counts(words: Iterable[str]) -> str:
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).items())

@@ -12,37 +12,44 @@
                  {"name", "kind", "shape", "dtype", "file", "line", "code"}
     parity       null or {"checks": [{"weights", "inputs", "is_equal", "outputs": [...]}], "unverifiable",
                  "input_sensitivity", "swaps_tried", "swaps_caught"}
+    op_parity    [{"dest", "src", "max_abs", "max_rel", "tolerance", "is_equal"}]: aligned ops that were compared one by
+                 one, in dest's order; the sides are as in findings
     next_steps, notes   lines for people
 
 Figures that are not finite are written as the strings "nan", "inf" and "-inf". How long things took is left out, so
-that two runs of one command give one file.
+that two runs of one command give one file. docs/report-format.md says what each field means.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from automap.findings import Finding
 from automap.plan import dtype_of, format_expr, shape_of
-from automap.report.model import build_report, shorten
+from automap.report.model import OpParity, build_report, shorten
 from automap.results import CaptureSummary, Match, Parity, Transfer
 
 SCHEMA = "automap-report/1"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def report_json(result: Transfer | Match, *, notes: Sequence[str] = ()) -> str:
     """Return the report of result as JSON text, ending with a newline."""
-    return json.dumps(report_data(result, notes=notes), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(report_data(result, notes=notes), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # a name may hold one, no encoding does
 
 
-def report_data(result: Transfer | Match, *, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the report of result as plain data in the schema above."""
+def report_data(
+    result: Transfer | Match, *, notes: Sequence[str] = (), op_parity: Sequence[OpParity] = ()
+) -> dict[str, Any]:
+    """Return the report of result as plain data in the schema above; the arguments are those of build_report."""
     match = result.match if isinstance(result, Transfer) else result
-    report = build_report(result, notes=notes)
+    report = build_report(result, notes=notes, op_parity=op_parity)
     return {
         "schema": SCHEMA,
         "verdict": report.verdict,
@@ -63,6 +70,7 @@ def report_data(result: Transfer | Match, *, notes: Sequence[str] = ()) -> dict[
         "kept": list(match.kept),
         "findings": [_finding_data(finding) for finding in match.findings],
         "parity": _parity_data(report.parity) if report.parity is not None else None,
+        "op_parity": [{**_finite(asdict(op)), "is_equal": op.is_equal} for op in report.op_parity],
         "next_steps": list(report.next_steps),
         "notes": list(report.notes),
     }

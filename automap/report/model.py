@@ -6,6 +6,7 @@ out. No paths outside of the user's project, no times of day, nothing of the env
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,19 +15,30 @@ from pathlib import Path
 
 from automap.findings import Finding, Site
 from automap.inputs import short_size
-from automap.plan import Plan, dtype_of, format_expr, shape_of
+from automap.plan import Plan, Rule, dtype_of, format_expr, shape_of, sources_of
+from automap.plan.shown import shown
 from automap.report.folding import fold
 from automap.results import CaptureSummary, Evidence, Match, Parity, Transfer, Verdict
 
-_EVIDENCE: tuple[Evidence, ...] = ("proved", "tested", "aligned", "assumed")
+#: every kind of evidence, the strongest first
+EVIDENCE: tuple[Evidence, ...] = ("proved", "tested", "aligned", "assumed")
 _SEVERITIES = ("error", "warning", "note")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One dest weight and the expression it is."""
+
+    dest: str
+    expression: str
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A rule of the plan: dest weights and where they come from, with `{i}` for the numbers in `indices`.
 
-    `names` are the members. All of them have the same evidence.
+    `sources` are the src weights that the expression reads, as templates like `dest`. All members have the same
+    evidence.
     """
 
     dest: str
@@ -34,7 +46,8 @@ class Row:
     expression: str
     indices: str
     evidence: Evidence
-    names: tuple[str, ...]
+    members: tuple[Member, ...]
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +77,32 @@ class FoldedFinding:
 
 
 @dataclass(frozen=True, slots=True)
+class OpParity:
+    """How far one op of dest is from its src twin on the same values; `tolerance` is relative."""
+
+    dest: Site
+    src: Site
+    max_abs: float
+    max_rel: float
+    tolerance: float = math.inf
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the difference is within tolerance (never true for NaN)."""
+        return self.max_rel <= self.tolerance
+
+
+def farthest(ops: Sequence[OpParity]) -> OpParity:
+    """Return the op with the largest relative difference; NaN is larger than anything."""
+    return max(ops, key=lambda op: math.inf if math.isnan(op.max_rel) else op.max_rel)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
-    """All that a run has to say. `is_equal` is None where nothing was verified."""
+    """All that a run has to say. `is_equal` is None where nothing was verified.
+
+    `op_parity` compares aligned ops in the order in which dest runs them; it is empty where they were not compared.
+    """
 
     verdict: Verdict
     is_applied: bool
@@ -82,15 +119,25 @@ class Report:
     next_steps: tuple[str, ...]
     notes: tuple[str, ...] = ()
     timings_s: Mapping[str, float] | None = None
+    op_parity: tuple[OpParity, ...] = ()
 
     @property
     def is_good(self) -> bool:
         """Whether the verdict is complete, and the outputs equal where they were compared."""
         return self.verdict == "complete" and self.is_equal is not False
 
+    def __repr__(self) -> str:
+        return f"<Report: {self.verdict}, {self.src.model} -> {self.dest.model}>"
 
-def build_report(result: Transfer | Match, *, notes: Sequence[str] = ()) -> Report:
-    """Return the report of a match or transfer; notes are facts from before it, such as what a checkpoint dropped."""
+
+def build_report(result: Transfer | Match, *, notes: Sequence[str] = (), op_parity: Sequence[OpParity] = ()) -> Report:
+    """Return the report of a match or transfer.
+
+    Args:
+        result: what `match` or `transfer` gave.
+        notes: facts from before it, such as what a checkpoint dropped.
+        op_parity: aligned ops that were compared, in dest's order.
+    """
     match = result.match if isinstance(result, Transfer) else result
     transfer = result if isinstance(result, Transfer) else None
     evidence = dict(result.evidence)
@@ -110,6 +157,7 @@ def build_report(result: Transfer | Match, *, notes: Sequence[str] = ()) -> Repo
         next_steps=_next_steps(match, transfer),
         notes=tuple(notes),
         timings_s=dict(result.timings_s),
+        op_parity=tuple(replace(op, dest=short_site(op.dest), src=short_site(op.src)) for op in op_parity),
     )
 
 
@@ -147,8 +195,13 @@ def _sites(finding: Finding) -> tuple[Site | None, Site | None]:
 
 def shorten(finding: Finding) -> Finding:
     """Return finding with short file paths in its sites."""
-    src, dest = (replace(site, file=short_path(site.file)) if site else None for site in (finding.src, finding.dest))
+    src, dest = (short_site(site) if site else None for site in (finding.src, finding.dest))
     return replace(finding, src=src, dest=dest)
+
+
+def short_site(site: Site) -> Site:
+    """Return site with a short file path."""
+    return replace(site, file=short_path(site.file))
 
 
 def short_path(path: str) -> str:
@@ -164,23 +217,40 @@ def short_path(path: str) -> str:
 def _rows(match: Match, evidence: Mapping[str, Evidence]) -> list[Row]:
     """Return the plan's rules, folded apart for each kind of evidence, in the plan's order."""
     place = {name: number for number, name in enumerate(match.plan.entries)}
-    rows = [row for how in _EVIDENCE for row in _rows_with(how, match.plan, evidence)]
-    return sorted(rows, key=lambda row: place[row.names[0]])
+    rows = [row for how in EVIDENCE for row in _rows_with(how, match.plan, evidence)]
+    return sorted(rows, key=lambda row: place[row.members[0].dest])
 
 
 def _rows_with(how: Evidence, plan: Plan, evidence: Mapping[str, Evidence]) -> list[Row]:
     part = Plan({name: expr for name, expr in plan.entries.items() if evidence.get(name, "assumed") == how})
-    return [
-        Row(
-            dest=rule.dest,
-            size=short_size(dtype_of(rule.expr), shape_of(rule.expr)),
-            expression=format_expr(rule.expr),
-            indices=", ".join(map(str, rule.indices)),
-            evidence=how,
-            names=tuple(name for name, _ in rule.entries()),
-        )
-        for rule in part.rules()
-    ]
+    return [_row(rule, how) for rule in part.rules(cuts=True)]
+
+
+def _row(rule: Rule, how: Evidence) -> Row:
+    entries = tuple(rule.entries())
+    dest, expr = (rule.dest, rule.expr) if rule.indices else entries[0]  # no template where nothing is folded
+    return Row(
+        dest=dest,
+        size=short_size(dtype_of(expr), shape_of(expr)),
+        expression=format_expr(shown(expr, rule.starts)),
+        indices=", ".join(map(str, rule.indices)),
+        evidence=how,
+        members=tuple(Member(name, format_expr(made)) for name, made in entries),
+        sources=tuple(dict.fromkeys(source.name for source in sources_of(expr))),
+    )
+
+
+def format_bytes(size_bytes: int) -> str:
+    """Return a size in memory for people: `346.0 MB`.
+
+    Example:
+        >>> format_bytes(11_200)
+        '11.2 kB'
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.1f} {name}"
+    return f"{size_bytes} B"
 
 
 def _stages(rows: Sequence[Row]) -> tuple[Stage, ...]:

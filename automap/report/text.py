@@ -7,12 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from automap.findings import Finding, Site
 from automap.inputs import short_size
-from automap.report.model import FoldedFinding, Names, Report, Row, Stage, build_report, fold_names
+from automap.report.model import (
+    FoldedFinding,
+    Names,
+    OpParity,
+    Report,
+    Row,
+    Stage,
+    build_report,
+    farthest,
+    fold_names,
+    format_bytes,
+)
+from automap.report.visible import visible
 from automap.results import CaptureSummary, Match, OutputParity, Parity, ParityCheck, Transfer
 
 _MOST_FINDINGS = 20
@@ -61,22 +74,24 @@ def _lines(report: Report) -> Iterator[Text]:
         [_head("weights"), *(line for stage in report.stages for line in _stage(stage, _widths(report)))],
         _leftovers(report),
         _findings(report.findings),
-        _parity(report.parity),
+        _parity(report.parity, report.op_parity),
         _verdict(report),
     ]
     return _joined(parts)
 
 
 def _joined(parts: Iterable[Sequence[Text]]) -> Iterator[Text]:
-    """Yield the lines of all parts with an empty line between them."""
+    """Yield the lines of all parts with an empty line between them, and nothing in them that moves the cursor."""
     for number, part in enumerate(part for part in parts if part):
         if number:
             yield Text()
-        yield from part
+        for line in part:
+            line.plain = visible(line.plain)
+            yield line
 
 
 def _captures(report: Report) -> list[Text]:
-    width = max(len(report.src.model), len(report.dest.model))
+    width = max(cell_len(report.src.model), cell_len(report.dest.model))
     lines = [_capture("src ", report.src, width), _capture("dest", report.dest, width)]
     sides = (("src", report.src), ("dest", report.dest))
     notes = [*report.notes, *(f"{side}: {note}" for side, capture in sides for note in capture.notes)]
@@ -84,18 +99,18 @@ def _captures(report: Report) -> list[Text]:
 
 
 def _capture(side: str, capture: CaptureSummary, width: int) -> Text:
-    size = f"{capture.weight_count} weights ({capture.weight_size_bytes / 1e6:.1f} MB)"
+    size = f"{capture.weight_count} weights ({format_bytes(capture.weight_size_bytes)})"
     how = f"{capture.method} over {capture.mode} tensors, {capture.elapsed_s:.2f} s"
-    return Text.assemble(f"  {side}  {capture.model:{width}}  {capture.op_count} ops, {size}; ", (how, "dim"))
+    return Text.assemble(f"  {side}  {_pad(capture.model, width)}  {capture.op_count} ops, {size}; ", (how, "dim"))
 
 
 def _widths(report: Report) -> tuple[int, int, int]:
     rows = [(stage, row) for stage in report.stages for row in stage.rows]
-    names = [len(_inside(stage, row)) for stage, row in rows]
+    names = [cell_len(_inside(stage, row)) for stage, row in rows]
     return (
         min(max(names, default=0), _WIDEST),
         max((len(row.size) for _, row in rows), default=0),
-        min(max((len(row.expression) for _, row in rows), default=0), _WIDEST),
+        min(max((cell_len(row.expression) for _, row in rows), default=0), _WIDEST),
     )
 
 
@@ -107,9 +122,9 @@ def _stage(stage: Stage, widths: tuple[int, int, int]) -> list[Text]:
 
 def _row(stage: Stage, row: Row, widths: tuple[int, int, int]) -> Text:
     name, size, expression = widths
-    start = f"  {_inside(stage, row):{name}}  {row.size:{size}}  "
+    start = f"  {_pad(_inside(stage, row), name)}  {row.size:{size}}  "
     return Text.assemble(
-        start, ("<- ", "dim"), f"{row.expression:{expression}}  ", (row.evidence, _STYLES[row.evidence])
+        start, ("<- ", "dim"), f"{_pad(row.expression, expression)}  ", (row.evidence, _STYLES[row.evidence])
     )
 
 
@@ -121,7 +136,7 @@ def _leftovers(report: Report) -> list[Text]:
     lists = (
         ("unused in src (nothing in dest takes it)", report.unused),
         ("kept in dest (no weight of src belongs there)", report.kept),
-        ("assumed (by name and shape alone, or no output depends on it)", report.assumed),
+        ("assumed (by name and shape alone, or no equal output depends on it)", report.assumed),
     )
     return [
         line for title, names in lists if names.count for line in (_head(f"{title}: {names.count}"), *_names(names))
@@ -155,10 +170,10 @@ def _finding(folded: FoldedFinding) -> list[Text]:
 def _sites(finding: Finding) -> list[Text]:
     sites = [(side, site) for side, site in (("dest", finding.dest), ("src ", finding.src)) if site is not None]
     cells = [_site_cells(site) for _, site in sites]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for (side, _), row in zip(sites, cells, strict=True):
-        words = "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True) if width)
+        words = "  ".join(_pad(cell, width) for cell, width in zip(row, widths, strict=True) if width)
         lines.append(Text.assemble(("  --> ", "bold blue"), f"{side}  {words}".rstrip()))
     return lines
 
@@ -169,9 +184,9 @@ def _site_cells(site: Site) -> tuple[str, str, str, str]:
     return f"{site.name}{kind}", size, f"{site.file}:{site.line}" if site.file else "", site.code.strip()
 
 
-def _parity(parity: Parity | None) -> list[Text]:
+def _parity(parity: Parity | None, ops: Sequence[OpParity]) -> list[Text]:
     if parity is None:
-        return []
+        return [_head("parity"), *_ops(ops)] if ops else []
     lines = [_output(check, output) for check in parity.checks for output in check.outputs]
     if parity.input_sensitivity is not None:
         lines.append(Text(f"  another input changes the outputs by {parity.input_sensitivity:.1e} (relative)"))
@@ -180,7 +195,17 @@ def _parity(parity: Parity | None) -> list[Text]:
     if parity.unverifiable:
         names = fold_text(parity.unverifiable)
         lines.append(Text(f"  no compared output depends on {_count(len(parity.unverifiable), 'weight')}: {names}"))
-    return [_head("parity"), *(lines or [Text("  nothing could be compared")])]
+    return [_head("parity"), *(lines or [Text("  nothing could be compared")]), *_ops(ops)]
+
+
+def _ops(ops: Sequence[OpParity]) -> list[Text]:
+    """Say how many ops were compared, and the first that differs or else the one that comes nearest to it."""
+    if not ops:
+        return []
+    first = next((op for op in ops if not op.is_equal), None)
+    shown, what = (first, "the first that differs") if first else (farthest(ops), "the largest difference")
+    figures = f"max abs {shown.max_abs:.1e}, max rel {shown.max_rel:.1e}"
+    return [Text(f"  {_count(len(ops), 'op')} compared one by one; {what}: {_site_cells(shown.dest)[0]}, {figures}")]
 
 
 def fold_text(names: Sequence[str]) -> str:
@@ -211,6 +236,11 @@ def _verdict(report: Report) -> list[Text]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _pad(text: str, width: int) -> str:
+    """Return text filled up with spaces to a width in cells, of which some characters take two."""
+    return text + " " * (width - cell_len(text))
 
 
 def _head(text: str) -> Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from dataclasses import replace
 from itertools import product
@@ -12,61 +13,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from report_samples import match_of, missing, named, of_entries, op, transfer_of
+from rich.cells import cell_len
 from rich.console import Console
 
-from automap.findings import Finding, Site
-from automap.plan import Plan, Slice, Source
-from automap.report import build_report, print_findings, print_report, render_text, report_json
+from automap.findings import Finding
+from automap.plan import Slice, Source
+from automap.report import OpParity, build_report, print_findings, print_report, render_text, report_json
 from automap.report.folding import fold
-from automap.report.model import fold_findings, short_path
-from automap.results import CaptureSummary, Match, OutputParity, Parity, ParityCheck, Transfer, Verdict
-
-CAPTURE = CaptureSummary("ViT", "dispatch", "real", 312, 152, 346_000_000, 0.31)
-
-
-def rows_of(index: int) -> Slice:
-    return Slice(Source(f"blocks.{index}.qkv.weight", (24, 8)), (8, 0), (16, 8), (1, 1))
-
-
-def missing(index: int, *, shape: tuple[int, ...] = (24, 8), note: str = "q aligns") -> Finding:
-    name = f"blocks.{index}.qkv.weight"
-    return Finding(
-        "unmatched-weight",
-        f"nothing in src computes what `{name}` feeds",
-        src=Site(
-            f"layers.{index}.w", "linear", (16, 8), "torch.float32", "/a/site-packages/lib/mae.py", 41, "  qk = f(x)"
-        ),
-        dest=Site(name, "weight", shape, "torch.float32", "my_vit.py", 88, "qkv = self.qkv(x)"),
-        notes=(note,),
-        help="see `automap trace src`",
-    )
-
-
-def match_of(verdict: Verdict = "complete", findings: tuple[Finding, ...] = ()) -> Match:
-    entries = {
-        "cls": Source("cls_token", (1, 1, 8)),
-        **{f"layers.{i}.k.weight": rows_of(i) for i in range(3)},
-        "head.weight": Source("fc.weight", (4, 8), "bfloat16"),
-    }
-    evidence = dict.fromkeys(entries, "proved") | {"layers.2.k.weight": "tested", "head.weight": "assumed"}
-    return Match(
-        Plan(entries),
-        findings,
-        verdict,
-        evidence,  # type: ignore[arg-type]
-        CAPTURE,
-        replace(CAPTURE, model="ViTModel", mode="fake"),
-        unused=tuple(f"blocks.{i}.gamma" for i in range(12)),
-        kept=("bn.num_batches_tracked",),
-    )
-
-
-def transfer_of(match: Match, max_rel: float = 2e-15) -> Transfer:
-    output = OutputParity("", "logits", (1, 1000), "torch.float64", 3e-15, max_rel, 1e-9)
-    checks = (ParityCheck("random", "sample", (output,)), ParityCheck("own", "random", (output,)))
-    parity = Parity(checks, ("layers.0.k.bias",), input_sensitivity=1.2, swaps_tried=10, swaps_caught=9)
-    return Transfer(match, parity, match.evidence, is_applied=True, tolerance=1e-9)
-
+from automap.report.model import fold_findings, format_bytes, short_path
+from automap.results import Verdict
 
 EXPECTED = """\
 automap  ViT -> ViTModel
@@ -87,7 +43,7 @@ unused in src (nothing in dest takes it): 12
   blocks.{0..11}.gamma
 kept in dest (no weight of src belongs there): 1
   bn.num_batches_tracked
-assumed (by name and shape alone, or no output depends on it): 1
+assumed (by name and shape alone, or no equal output depends on it): 1
   head.weight
 
 parity
@@ -268,3 +224,64 @@ def test_findings_can_be_printed_alone_and_brackets_are_no_markup() -> None:
 def test_transfer_report_is_the_text() -> None:
     transfer = transfer_of(match_of())
     assert transfer.report == render_text(transfer)
+
+
+@pytest.mark.parametrize(
+    ("ops", "line"),
+    [
+        pytest.param(
+            [op(0, 1e-16), op(1, 5e-16), op(2, 0.0)],
+            "3 ops compared one by one; the largest difference: blocks.0.op1 (matmul), max abs 1.5e-15, "
+            "max rel 5.0e-16",
+            id="all equal",
+        ),
+        pytest.param(
+            [op(0), op(1, 1e-3), op(2, float("nan"))],
+            "3 ops compared one by one; the first that differs: blocks.0.op1 (matmul), max abs 3.0e-03, "
+            "max rel 1.0e-03",
+            id="two differ",
+        ),
+        pytest.param(
+            [op(0), op(1, float("nan"), tolerance=math.inf)],
+            "2 ops compared one by one; the first that differs: blocks.0.op1 (matmul), max abs nan, max rel nan",
+            id="nan is never equal",
+        ),
+    ],
+)
+def test_ops_are_told_by_the_one_that_matters(ops: list[OpParity], line: str) -> None:
+    text = render_text(build_report(transfer_of(match_of()), op_parity=ops))
+    assert f"  {line}\n" in text
+
+
+def test_what_is_cut_out_of_one_tensor_at_even_distances_is_one_row() -> None:
+    packed = Source("packed", (32, 8))
+    entries = {f"experts.{e}.w": Slice(packed, (8 * e, 0), (8 * e + 8, 8), (1, 1)) for e in range(4)}
+    (stage,) = build_report(of_entries({**entries}, dict.fromkeys(entries, "proved"))).stages
+    (row,) = stage.rows
+    assert (row.dest, row.expression, row.indices) == ("experts.{i}.w", "packed[i*8:(i+1)*8]", "i in 0..3")
+    assert [member.expression for member in row.members][1:3] == ["packed[8:16]", "packed[16:24]"]
+
+
+def test_columns_stand_in_line_where_characters_are_wide() -> None:
+    lines = [
+        line for line in render_text(named("層.weight", "layers.weight", "頭頭頭.weight")).splitlines() if "<-" in line
+    ]
+    assert len({cell_len(line[: line.index("<-")]) for line in lines}) == 1
+
+
+def test_no_name_moves_the_cursor() -> None:
+    text = render_text(named("a.\x1b[31mred", "b\x00.w", "c.\u202ereversed", "d\n.w", "e.\ud800"))
+    assert "a.␛[31mred" in text
+    assert "b␀.w" in text
+    assert "c.\ufffdreversed" in text
+    assert "d␊.w" in text
+    assert text.encode()
+    assert all(letter.isprintable() for letter in text.replace("\n", ""))
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(12, "12 B"), (9_216, "9.2 kB"), (346_000_000, "346.0 MB"), (140_000_000_000, "140.0 GB")],
+)
+def test_sizes_have_the_unit_that_fits(size: int, text: str) -> None:
+    assert format_bytes(size) == text
