@@ -10,11 +10,12 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from automap.errors import FileError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.md", "*.txt", "*.model")
 

@@ -1,0 +1,70 @@
+"""`hf://ORG/NAME[@REVISION][/FILE]`: the copy in the hub's cache where there is one, else the repository itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from automap.errors import FileError
+
+_SCHEME = "hf://"
+
+
+def hub_place(spec: str) -> str:
+    """The spec with a `hf://` repository replaced by its folder in the local cache, if it has one with weights.
+
+    Raises:
+        FileError: the repository is not in the cache, and the hub is not to be asked.
+
+    Example:
+        >>> hub_place("run7.pt:model")
+        'run7.pt:model'
+    """
+    if not spec.startswith(_SCHEME):
+        return spec
+    from huggingface_hub import constants
+
+    repository, revision, file = _split(spec)
+    folder = _cached(repository, revision)
+    if folder is not None and _has_weights(folder, file):
+        return str(folder / file) if file else str(folder)
+    if constants.HF_HUB_OFFLINE:
+        raise FileError(f"{spec} is not in the local cache, and the hub is off-line (HF_HUB_OFFLINE)")
+    return spec
+
+
+def _split(spec: str) -> tuple[str, str | None, str]:
+    """Repository, revision and file of a spec."""
+    organisation, _, rest = spec.removeprefix(_SCHEME).partition("/")
+    name, _, file = rest.partition("/")
+    name, _, revision = name.partition("@")
+    if not organisation or not name:
+        raise FileError(f"{spec} names no repository", help="write hf://ORG/NAME, with @REVISION or /FILE behind it")
+    return f"{organisation}/{name}", revision or None, file
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as problem:
+        raise FileError(f"hf://{repository} names no repository: {problem}") from problem
+
+
+def _has_weights(folder: Path, file: str) -> bool:
+    """Whether the cache has what is asked for, with all shards of an index."""
+    from automap.apply.index import file_in_folder, read_index
+    from automap.apply.places import Place
+    from automap.errors import CheckpointError
+
+    if file and ".." not in file.split("/"):
+        return (folder / file.partition(":")[0]).is_file()
+    try:
+        found = file_in_folder(Place(str(folder)))
+        names = set(read_index(found).weight_map.values()) if found.name.endswith(".index.json") else set()
+    except CheckpointError:
+        return False
+    return all((folder / name).is_file() for name in names)
