@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,7 @@ from automap.errors import AutomapError, FileError, InputError, MismatchError, O
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from automap.apply.stream import Progress
     from automap.jobs import Job
 
 EPILOG = """Examples:
@@ -73,6 +74,8 @@ def _show_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
+ExportFormat = StrEnum("ExportFormat", ["python", "transformers", "timm", "vllm"])
+
 Src = Annotated[str, typer.Argument(metavar="SRC", help="The model that has the weights.", show_default=False)]
 Dest = Annotated[str, typer.Argument(metavar="DEST", help="The model that wants them.", show_default=False)]
 SampleInput = Annotated[
@@ -100,6 +103,9 @@ Pin = Annotated[list[str] | None, typer.Option(metavar="DEST=SRC", help="Decide 
 Capture = Annotated[Capturing, typer.Option(help="How to record the forward.")]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON, refused or not.")
+]
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write the report as one HTML page, refused or not.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")]
@@ -143,6 +149,7 @@ def convert(
     overwrite: Overwrite = False,
     plan: PlanFile = None,
     json: JsonFile = None,
+    html: HtmlFile = None,
     dtype: Dtype = None,
     tolerance: Tolerance = None,
     seed: Seed = 0,
@@ -169,6 +176,7 @@ def explain(
     dest_output: DestOutput = None,
     src_checkpoint: SrcCheckpoint = None,
     json: JsonFile = None,
+    html: HtmlFile = None,
     dtype: Dtype = None,
     seed: Seed = 0,
     capture: Capture = Capturing.dispatch,
@@ -202,22 +210,57 @@ def trace(
 def apply(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A file that --plan wrote.", show_default=False)],
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A file, shard index or folder.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A file, shard index or folder: local, hf://ORG/NAME or any fsspec URL.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="OUT", help="A .safetensors file or a folder.", show_default=False)
+        str, typer.Option("--out", "-o", metavar="OUT", help="A .safetensors file or a folder.", show_default=False)
     ],
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What may be held at once; a quarter of what is free by default.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of one file in a folder.")] = "5GB",
+    dtype: Annotated[str | None, typer.Option(help="Cast floats to this dtype.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be read and written.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read everything again and compare.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = True,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on this Dask cluster, tcp://HOST:PORT.")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Send a CHECKPOINT of src through a saved PLAN and write the weights for dest."""
+    """Send a CHECKPOINT of src through a saved PLAN and write the weights for dest, streaming."""
+    with _clear_errors(debug):
+        _apply({name: value for name, value in locals().items() if name not in ("quiet", "debug")}, is_quiet=quiet)
+
+
+@commands.command("export")
+def export(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A file that --plan wrote.", show_default=False)],
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="A script, or what these libraries load checkpoints with.")
+    ] = ExportFormat.python,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to this file instead of the terminal.")
+    ] = None,
+    model_class: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For transformers: the class of DEST, if the plan has no name.")
+    ] = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Write a saved PLAN as Python code that does the same without automap."""
     with _clear_errors(debug):
         from automap import jobs
 
-        for line in jobs.apply_plan(plan, checkpoint, out, overwrite=overwrite):
-            if not quiet:
-                typer.echo(line)
+        text = jobs.export_plan(plan, form.value, out=out, model_class=model_class, overwrite=overwrite)
+        typer.echo(text, nl=False)
 
 
 def _job(arguments: Mapping[str, Any]) -> Job:
@@ -258,9 +301,39 @@ def _explain(job: Job) -> None:
     with _progress("matching", False):
         match = jobs.explain(job, sides)
     print_findings(_console(), build_report(match, notes=sides.notes))
-    for line in jobs.write_json(job, sides, match):
+    for line in jobs.write_reports(job, sides, match):
         typer.echo(f"  {line}")
     raise typer.Exit(0 if match.is_complete else 1)
+
+
+def _apply(arguments: Mapping[str, Any], *, is_quiet: bool) -> None:
+    from automap import jobs
+
+    try:
+        with _transfer_progress(is_quiet) as show:
+            lines = jobs.apply_plan(**arguments, progress=show)
+    except KeyboardInterrupt:
+        text = f"stopped before the end; {arguments['out']} is as it was"
+        _print_error("interrupted", text, "run the same command again to go on from here")
+        raise typer.Exit(130) from None
+    for line in () if is_quiet else lines:
+        typer.echo(line)
+
+
+@contextlib.contextmanager
+def _transfer_progress(is_quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """Show bytes, speed and time left, where somebody can see it."""
+    console = _console(is_error=True)
+    if is_quiet or not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("apply")
+        yield lambda state: bars.update(bar, completed=state.done_bytes, total=state.total_bytes)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from automap.errors import FileError, InputError
 if TYPE_CHECKING:
     from torch import nn
 
+    from automap.apply.stream import AppliedSummary
     from automap.capture import Capture
     from automap.capture.result import Method
     from automap.inputs import Inputs
@@ -43,6 +44,7 @@ class Job:
     overwrite: bool = False
     plan: Path | None = None
     json: Path | None = None
+    html: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ def is_accepted(job: Job, transfer: Transfer) -> bool:
 def write_results(job: Job, sides: Sides, transfer: Transfer) -> tuple[str, ...]:
     """Write what job asks for and return a line for each thing written.
 
-    The model and the plan are written only if the outcome is accepted; the JSON report always is, since it says so.
+    The model and the plan are written only if the outcome is accepted; the reports always are, since they say so.
     """
     from automap.apply import save_model, written_atomically
 
@@ -126,20 +128,22 @@ def write_results(job: Job, sides: Sides, transfer: Transfer) -> tuple[str, ...]
         with written_atomically(job.plan) as partial:
             transfer.plan.save(partial)
         written.append(f"wrote the plan to {job.plan}")
-    return (*written, *write_json(job, sides, transfer))
+    return (*written, *write_reports(job, sides, transfer))
 
 
-def write_json(job: Job, sides: Sides, result: Transfer | Match) -> tuple[str, ...]:
-    """Write the JSON report if job asks for it."""
+def write_reports(job: Job, sides: Sides, result: Transfer | Match) -> tuple[str, ...]:
+    """Write the JSON and HTML reports that job asks for and return a line for each."""
     from automap.apply import written_atomically
-    from automap.report import report_json
+    from automap.report import report_html, report_json
 
-    if job.json is None:
-        return ()
-    text = report_json(result, notes=sides.notes)
-    with written_atomically(job.json) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return (f"wrote the report to {job.json}",)
+    written = []
+    for path, write in ((job.json, report_json), (job.html, report_html)):
+        if path is not None:
+            text = write(result, notes=sides.notes)
+            with written_atomically(path) as partial:
+                partial.write_text(text, encoding="utf-8")
+            written.append(f"wrote the report to {path}")
+    return tuple(written)
 
 
 def check_places(job: Job) -> None:
@@ -148,7 +152,7 @@ def check_places(job: Job) -> None:
 
     if job.out is not None:
         check_folder(job.out, overwrite=job.overwrite)
-    for path in (job.plan, job.json):
+    for path in (job.plan, job.json, job.html):
         if path is not None:
             check_file(path)
 
@@ -164,30 +168,75 @@ def trace(model: str, *, words: tuple[str, ...], method: Method = "dispatch", se
     return capture(built, inputs, method=method)
 
 
-def apply_plan(plan: Path, checkpoint: str, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
+def apply_plan(
+    plan: Path, checkpoint: str, out: str, *, scheduler: str | None = None, **options: Any
+) -> tuple[str, ...]:
     """Send a checkpoint through a saved plan, write the result, and return lines that say what was done.
 
     Args:
         plan: a file that `--plan` or `Plan.save` wrote.
-        checkpoint: a file, shard index or folder, with `:key.path` where needed.
-        out: a `.safetensors` file, or a folder for `model.safetensors`.
+        checkpoint: a file, shard index or folder, local or remote, with `:key.path` where needed.
+        out: a `.safetensors` file, or a folder.
+        scheduler: the address of a Dask cluster that is to do it.
+        options: what `automap.apply.apply_plan` takes.
+    """
+    from automap.apply.cluster import cluster_executor
+    from automap.apply.stream import apply_plan as stream
+
+    if scheduler is None:
+        return _applied_lines(stream(plan, checkpoint, out, **options))
+    with cluster_executor(scheduler) as executor:
+        return _applied_lines(stream(plan, checkpoint, out, executor=executor, **options))
+
+
+def _applied_lines(summary: AppliedSummary) -> tuple[str, ...]:
+    from automap.apply.memory import size_text
+
+    tensors = f"{summary.tensor_count} tensor{'s' * (summary.tensor_count != 1)}"
+    if summary.is_dry:
+        read = [f"would read {size_text(size)} of {file}" for file, size in summary.read]
+        written = [f"would write {size_text(size)} to {name}" for name, size in summary.written]
+        return (*summary.notes, *read, *written, f"would write {tensors} to {summary.out}")
+    speed = size_text(summary.written_bytes / summary.elapsed_s)
+    files = f"{len(summary.written)} file{'s' * (len(summary.written) != 1)}"
+    lines = [f"{size_text(summary.written_bytes)} in {files}, {summary.elapsed_s:.1f} s, {speed}/s"]
+    if summary.resumed_shards:
+        lines.append(f"{summary.resumed_shards} of {files} were finished by an earlier run, and are whole")
+    if summary.is_checked:
+        lines.append("read again and compared: every bit is as the plan says")
+    return (*summary.notes, *lines, f"wrote {tensors} to {summary.out}")
+
+
+def export_plan(
+    plan: Path, form: str, *, out: Path | None = None, model_class: str | None = None, overwrite: bool = False
+) -> str:
+    """Return a saved plan as Python code, or, where out is given, write it there and return a line that says so.
+
+    Args:
+        plan: a file that `--plan` or `Plan.save` wrote.
+        form: "python", "transformers", "timm" or "vllm".
+        out: the file to write.
+        model_class: for transformers, the class of dest where the plan does not name it.
         overwrite: whether out may be there already.
     """
-    from automap.apply import check_file, check_folder, load_checkpoint, save_state, save_state_folder
+    from automap import export
+    from automap.apply import check_file, written_atomically
     from automap.plan import Plan
 
-    is_file = out.suffix == ".safetensors"
-    if is_file:
-        check_file(out, overwrite=overwrite)
-    else:
-        check_folder(out, overwrite=overwrite)
     if not plan.is_file():
         raise FileError(f"there is no plan {plan}")
+    if out is not None:
+        check_file(out, overwrite=overwrite)
     loaded = Plan.load(plan)
-    state, notes = load_checkpoint(checkpoint)
-    applied = loaded.apply(state)
-    place = save_state(applied, out) if is_file else save_state_folder(applied, out, overwrite=overwrite)
-    return (*notes, f"wrote {len(applied)} tensor{'s' * (len(applied) != 1)} to {place}")
+    if form == "transformers":
+        text = export.export_transformers(loaded, model_class=model_class)
+    else:
+        text = {"python": export.export_python, "timm": export.export_timm, "vllm": export.export_vllm}[form](loaded)
+    if out is None:
+        return text
+    with written_atomically(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return f"wrote {form} code for {len(loaded.entries)} tensors to {out}\n"
 
 
 def _load(model: nn.Module, checkpoint: str) -> tuple[str, ...]:

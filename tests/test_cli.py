@@ -105,7 +105,7 @@ def test_every_field_of_a_job_can_be_asked_for() -> None:
     callback = app.registered_commands[0].callback
     assert callback is not None
     assert {field.name for field in fields(Job)} <= set(callback.__annotations__)
-    assert {command.name for command in commands.registered_commands} == {"trace", "explain", "apply"}
+    assert {command.name for command in commands.registered_commands} == {"trace", "explain", "apply", "export"}
 
 
 @pytest.mark.parametrize(
