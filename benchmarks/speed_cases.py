@@ -1,0 +1,209 @@
+"""What benchmarks/speed.py measures, each case in a process of its own: a name and numbers in, figures as a dict out.
+
+Calls that are compared run in turn within one process, so that a ratio is of two figures taken next to each other.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from peer_tools import Refusal, Side, hook_order
+from torch import Tensor, nn
+
+import automap
+from automap.models import build_model
+
+Figures = dict[str, Any]
+MODELS = {
+    "ResNet-50": ("timm:resnet50", "hf:ResNetForImageClassification"),
+    "ViT-B/16": ("timm:vit_base_patch16_224", "hf:ViTForImageClassification?layer_norm_eps=1e-6"),
+    "Swin-T": ("timm:swin_tiny_patch4_window7_224", "torchvision:swin_t"),
+    "ConvNeXt-T": ("timm:convnext_tiny", "torchvision:convnext_tiny"),
+}
+
+
+def peak_mb() -> float:
+    """Return the largest resident size that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+@dataclass
+class Models:
+    """A pair of full-size models, one image, and dest's first weights."""
+
+    src: nn.Module
+    dest: nn.Module
+    image: Tensor
+    first: dict[str, Tensor]
+
+    def reset(self) -> None:
+        self.dest.load_state_dict(self.first)
+
+    def forwards(self, count: int) -> None:
+        with torch.no_grad():
+            for _ in range(count):
+                self.src(self.image)
+
+    def by_hook_order(self) -> float:
+        """Carry the weights over in the order of the modules' calls and return how far the outputs are apart."""
+        sides = [Side(model, (self.image,), {}, logits) for model in (self.src, self.dest)]
+        self.dest.load_state_dict(hook_order(*sides), strict=False)
+        with torch.no_grad():
+            wanted, found = logits(self.src(self.image)), logits(self.dest(self.image))
+        return float((wanted - found).abs().max() / wanted.abs().max())
+
+    def by_automap(self, verify: Any) -> Any:
+        return automap.transfer(self.src, self.dest, self.image, verify=verify, strict=False)
+
+
+def logits(result: Any) -> Tensor:
+    return result if isinstance(result, Tensor) else result.logits
+
+
+def prepared(name: str) -> Models:
+    """Return the models of a case; src gets weights of which each moves the output, unlike those it is built with."""
+    src, dest = (build_model(spec, seed=seed) for seed, spec in enumerate(MODELS[name]))
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for key, weight in src.named_parameters():
+            if weight.ndim == 1 and not key.endswith("bias"):  # norms, and layer scales that start near zero
+                weight.uniform_(0.5, 1.5)
+            else:
+                weight += 0.02 * torch.randn_like(weight)
+    first = {key: value.clone() for key, value in dest.state_dict().items()}
+    return Models(src, dest, torch.randn(1, 3, 224, 224), first)
+
+
+def transfer(name: str, repeats: int) -> Figures:
+    """Return seconds of every call, one of each a round, the stages of the default transfer, and peaks of memory."""
+    models = prepared(name)
+    logits(models.dest(models.image))
+    models.forwards(1)
+    built_mb = peak_mb()
+    found = models.by_automap("default")
+    figures = {"verdict": found.match.verdict if found.is_equal else f"{found.match.verdict}, not equal"}
+    sizes = sum(w.numel() * w.element_size() for m in (models.src, models.dest) for w in m.state_dict().values())
+    memory = {"built_mb": built_mb, "transferred_mb": peak_mb(), "weights_mb": sizes / 2**20}
+    figures["hook_order"] = hook_order_works(models)
+    rounds = [one_round(models, figures["hook_order"] == "works") for _ in range(repeats)]
+    return figures | memory | {"rounds": rounds}
+
+
+def hook_order_works(models: Models) -> str:
+    models.reset()
+    try:
+        apart = models.by_hook_order()
+    except Refusal as refusal:
+        return f"refuses: {refusal}"
+    return "works" if apart < 1e-4 else f"is wrong by {apart:.1e}, unawares"
+
+
+def one_round(models: Models, with_hook_order: bool) -> Figures:
+    """Return the seconds of each call made once, and those of the default transfer's stages."""
+    figures: Figures = {"forwards": seconds(lambda: models.forwards(4))}
+    if with_hook_order:
+        models.reset()
+        figures["hook_order"] = seconds(models.by_hook_order)
+    models.reset()
+    figures["quick"] = seconds(lambda: models.by_automap("quick"))
+    models.reset()
+    started = time.perf_counter()
+    found = models.by_automap("default")
+    figures["default"] = time.perf_counter() - started
+    return figures | {"stages": dict(found.timings_s)}
+
+
+class Joined(nn.Module):
+    """A residual block of two layers, spelled with modules."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+
+class Apart(nn.Module):
+    """The same block spelled with matrices that lie the other way round, registered in another order."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.second = nn.Parameter(torch.randn(2 * width, width) / width)
+        self.first = nn.Parameter(torch.randn(width, 2 * width) / width)
+        self.first_shift = nn.Parameter(torch.randn(2 * width))
+        self.second_shift = nn.Parameter(torch.randn(width))
+        self.before = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.gelu(self.before(x) @ self.first + self.first_shift)
+        return hidden @ self.second + self.second_shift + x
+
+
+def chain(block: Callable[[int], nn.Module], depth: int) -> nn.Module:
+    return nn.Sequential(*(block(8) for _ in range(depth))).eval()
+
+
+def matching(ops: int) -> Figures:
+    """Return what a match of two residual networks of about this many recorded ops takes."""
+    torch.manual_seed(0)
+    sample = torch.randn(4, 8)
+    each = automap.match(chain(Joined, 20), chain(Apart, 20), sample).src_capture.op_count / 20
+    src, dest = (chain(block, round(ops / each)) for block in (Joined, Apart))
+    found = automap.match(src, dest, sample)
+    sides = {"src_ops": found.src_capture.op_count, "dest_ops": found.dest_capture.op_count}
+    return sides | {"verdict": found.verdict, "stages": dict(found.timings_s), "peak_mb": peak_mb()}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder's configuration."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    max_position_embeddings: int = 4096
+
+
+SHAPES = {
+    "small, real tensors": Shape(64, 176, 2, 4, 2, 320),
+    "70B, meta tensors": Shape(8192, 28672, 80, 64, 8, 32000),
+}
+
+
+def large(name: str) -> Figures:
+    """Return what match says today, whatever it is, of Llama against Phi-3, which fuses q, k, v and gate, up."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+
+    shape = asdict(SHAPES[name]) | {"rms_norm_eps": 1e-5, "tie_word_embeddings": False, "pad_token_id": 0}
+    device = "meta" if "meta" in name else "cpu"
+    started = time.perf_counter()
+    with torch.device(device):
+        models = [LlamaForCausalLM(LlamaConfig(**shape)), Phi3ForCausalLM(Phi3Config(**shape))]
+        ids = torch.randint(1, 300, (1, 16), device=device)
+    figures: Figures = {"build_s": time.perf_counter() - started}
+    figures["parameters"] = sum(weight.numel() for weight in models[0].parameters())
+    started = time.perf_counter()
+    try:
+        found = automap.match(*(m.eval() for m in models), {"input_ids": ids, "use_cache": False})
+        said = f"{found.verdict}; {found.src_capture.mode} tensors, {found.src_capture.op_count} ops"
+        said += f"; {found.findings[0].code}: {found.findings[0].message}" if found.findings else ""
+    except Exception as problem:  # what it says today, a crash included, is what this section reports
+        said = f"{type(problem).__name__}: {problem}"
+    return figures | {"match_s": time.perf_counter() - started, "said": said, "peak_mb": peak_mb()}
