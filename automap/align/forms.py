@@ -151,7 +151,7 @@ def convolution_form(flow: Flow, node: Node, weight: int, value: Values) -> Line
 
 def unfolded(form: LinearForm, node: Node, value: Values) -> LinearForm | None:
     """Return a convolution as the product of matrices over its patches, or None where that is not one."""
-    if form.kind != "convolution" or form.groups != 1 or form.geometry[4] or form.places.shape[-1] == 1:
+    if form.kind != "convolution" or form.geometry[4] or form.places.shape[-1] == 1:
         return None
     taps, stride, padding, dilation = form.geometry[:4]
     x = value(form.data)
@@ -162,14 +162,14 @@ def unfolded(form: LinearForm, node: Node, value: Values) -> LinearForm | None:
     dims = (0, *range(2, 2 + len(taps)))  # batch and the patch grid; channels and taps stay
     if x.numel() > 50_000_000:
         return None
-    columns = moments(x, dims).reshape(1, -1, 3)
-    places = form.places.reshape(1, form.width, -1, 1)
+    columns = moments(x, dims).reshape(form.groups, -1, 3)
+    places = form.places.reshape(form.groups, form.width, -1, 1)
     return replace(
         form,
         kind="matmul",
         columns=columns,
         places=places,
-        count=x.numel() // columns.shape[1],
+        count=x.numel() // (form.groups * columns.shape[1]),
         geometry=(),
         center=center(columns),
     )

@@ -169,7 +169,7 @@ def _pieces(dest: Side, src: Source, form: LinearForm, units: list[list[_Unit]])
 
 def _partings(dest: Side, form: LinearForm, units: list[list[_Unit]]) -> list[list[Piece]]:
     """Ways to cut a dest use's outputs: by who reads them, the like-read together, whole."""
-    read = [Piece(p.channels, dest.part_label(p, form)) for p in dest.parts(form)]
+    read = _read(dest, form)
     whole = [Piece(torch.arange(form.width), dest.labels[form.node])]
     if sum(len(p.channels) for p in read) != form.width:
         unread = torch.ones(form.width, dtype=torch.bool)
@@ -181,12 +181,18 @@ def _partings(dest: Side, form: LinearForm, units: list[list[_Unit]]) -> list[li
     return [read, _merged(read), *halves, whole]
 
 
+def _read(side: Side, form: LinearForm) -> list[Piece]:
+    """A use's outputs as they are read."""
+    parts = side.parts(form)
+    return [Piece(p.channels, side.part_label(p, form), frozenset(r for r, _ in p.readers)) for p in parts]
+
+
 def _cut(pieces: list[Piece], size: int) -> list[Piece]:
     """Pieces cut into runs of a size, where they are multiples of it."""
     found: list[Piece] = []
     for piece in pieces:
         runs = torch.split(piece.channels, size) if len(piece.channels) % size == 0 else (piece.channels,)
-        found.extend(Piece(run, piece.label) for run in runs)
+        found.extend(replace(piece, channels=run) for run in runs)
     return found
 
 
@@ -195,7 +201,10 @@ def _merged(pieces: list[Piece]) -> list[Piece]:
     together: dict[object, list[Piece]] = {}
     for piece in pieces:
         together.setdefault(piece.label, []).append(piece)
-    return [Piece(torch.cat([p.channels for p in group]), group[0].label) for group in together.values()]
+    return [
+        Piece(torch.cat([p.channels for p in group]), group[0].label, frozenset().union(*(p.readers for p in group)))
+        for group in together.values()
+    ]
 
 
 def _options(dest: Side, src: Source, form: LinearForm, piece: Piece, units: list[list[_Unit]]) -> list[Candidate]:
@@ -269,12 +278,14 @@ def _group_options(
     found = []
     size = len(piece.channels)
     for unit in units:
-        for channels, label, key in _src_pieces(src, unit, size):
+        for part, key in _src_pieces(src, unit, size):
+            channels, label = part.channels, part.label
             claims = partial(_piece_claim, dest, src, form, group, piece, unit, channels)
             likeness = similarity(piece.label, label) + (0.5 if unit.form.geometry == form.geometry else 0.0)
             likeness += (2.0 if unit.form.width == form.width else 0.0) + _FIT[key[0]]
             pair = (unit.form.node, piece.channels, channels) if form.groups == unit.form.groups == 1 else None
-            found.append(Candidate(claims, (unit.form.node, unit.group, *key), label, likeness, unit.off, pair))
+            which = (unit.form.node, unit.group, *key)
+            found.append(Candidate(claims, which, label, likeness, unit.off, pair, part.readers))
     return found
 
 
@@ -282,20 +293,20 @@ def _group_options(
 _FIT = {"part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
 
 
-def _src_pieces(src: Source, unit: _Unit, size: int) -> list[tuple[Tensor, tuple[int, ...], tuple[str, int]]]:
+def _src_pieces(src: Source, unit: _Unit, size: int) -> list[tuple[Piece, tuple[str, int]]]:
     """The parts of a unit's outputs with `size` channels: as read, merged, runs of them, or the whole."""
-    read = [Piece(p.channels, src.part_label(p, unit.form)) for p in src.parts(unit.form)]
-    found = [(p.channels, p.label, ("part", n)) for n, p in enumerate(read) if len(p.channels) == size]
+    read = _read(src, unit.form)
+    found = [(p, ("part", n)) for n, p in enumerate(read) if len(p.channels) == size]
     if not found:
-        found = [(p.channels, p.label, ("merged", n)) for n, p in enumerate(_merged(read)) if len(p.channels) == size]
+        found = [(p, ("merged", n)) for n, p in enumerate(_merged(read)) if len(p.channels) == size]
     if not found:
         runs = [
-            (p, r)
+            replace(p, channels=r)
             for p in _merged(read)
             if len(p.channels) > size and len(p.channels) % size == 0
             for r in torch.split(p.channels, size)
         ]
-        found = [(run, p.label, ("run", n)) for n, (p, run) in enumerate(runs)]
+        found = [(run, ("run", n)) for n, run in enumerate(runs)]
     if not found and unit.form.width == size:
-        found = [(torch.arange(size), src.labels[unit.form.node], ("whole", 0))]
+        found = [(Piece(torch.arange(size), src.labels[unit.form.node]), ("whole", 0))]
     return found

@@ -15,6 +15,7 @@ from torch import Tensor
 from automap.align.assignment import Assignment
 from automap.align.candidates import Candidate, Piece
 from automap.align.forms import ElementForm, LinearForm, addends, element_form
+from automap.align.labels import Label
 from automap.align.moments import CLOSE
 from automap.align.outputs import relative_difference
 from automap.align.products import linear_candidates
@@ -34,10 +35,11 @@ class Choice:
     """A decision in dest: candidates in order of likeness, the one taken, whether what follows bears it out."""
 
     key: Key
-    label: tuple[int, ...]
+    label: Label
     candidates: list[Candidate]
     current: int = 0
     is_confirmed: bool = False
+    readers: frozenset[int] = frozenset()
 
     @property
     def taken(self) -> Candidate:
@@ -88,6 +90,7 @@ class Search:
     partners: dict[int, int] = field(default_factory=dict)
     offs: dict[int, float] = field(default_factory=dict)
     found: dict[int, tuple[object, list[tuple[Piece, list[Candidate]]]]] = field(default_factory=dict)
+    feeding: dict[int, set[Key]] = field(default_factory=dict)
     trials: int = 0
     work: int = 0
 
@@ -178,7 +181,7 @@ class Search:
             return Stop(form.node, reason, form.weight)
         self._confirm(form.data, max(c.off for _, options in pieces for c in options[:1]))
         for number, (piece, options) in enumerate(pieces):
-            stop = self._decide(form.node, form.weight, number, piece.label, options)
+            stop = self._decide(form.node, form.weight, number, piece.label, options, piece.readers)
             if stop is not None:
                 return stop
         return None
@@ -219,11 +222,13 @@ class Search:
         return self._decide(form.node, form.weight, 0, self.dest.labels[form.node], found)
 
     def _decide(
-        self, index: int, weight: int, piece: int, label: tuple[int, ...], found: list[Candidate]
-    ) -> Stop | None:
+        self, index: int, weight: int, piece: int, label: Label, found: list[Candidate],
+        readers: frozenset[int] = frozenset(),
+    ) -> Stop | None:  # fmt: skip
         """Take a candidate: the one forced by a trial, else the likest that nothing else has taken."""
         key = (index, weight, piece)
-        ordered = sorted(found, key=lambda c: self._merit(c, label, key), reverse=True)
+        kin = self._kin(readers) if len(found) > 1 else frozenset()
+        ordered = sorted(found, key=lambda c: self._merit(c, label, key, kin), reverse=True)
         if key in self.forced:
             ordered.sort(key=lambda c: c.key != self.forced[key])
         while ordered and not self._accepts(ordered[0]):
@@ -231,8 +236,10 @@ class Search:
         if not ordered:
             return Stop(index, "no-use", weight)
         current = 0
-        choice = Choice(key, label, ordered, current)
+        choice = Choice(key, label, ordered, current, readers=readers)
         self.choices[key] = choice
+        for reader in readers:
+            self.feeding.setdefault(reader, set()).add(key)
         self.taken.setdefault(choice.taken.key, key)
         for claim in choice.taken.claims:
             self.assignment.take(claim, index)
@@ -244,11 +251,17 @@ class Search:
     def _accepts(self, candidate: Candidate) -> bool:
         return all(self.assignment.accepts(claim) for claim in candidate.claims)
 
-    def _merit(self, candidate: Candidate, label: tuple[int, ...], key: Key) -> tuple[float, ...]:
+    def _kin(self, readers: frozenset[int]) -> frozenset[int]:
+        """The src ops that compute with what was chosen for the other operands of the dest ops given."""
+        siblings = {key for reader in readers for key in self.feeding.get(reader, ()) if key in self.choices}
+        return frozenset().union(*(self.choices[key].taken.readers for key in siblings))
+
+    def _merit(self, candidate: Candidate, label: Label, key: Key, kin: frozenset[int]) -> tuple[float, ...]:
         owner = self.taken.get(candidate.key)
         is_free = owner is None or owner == key
         return (
             float(is_free),
+            float(not kin.isdisjoint(candidate.readers)),
             float(self.learned.get((label[:3], candidate.label[:3]), 0) > 0),
             candidate.likeness,
             -candidate.off,

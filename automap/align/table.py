@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from automap.align.forms import ElementForm, LinearForm, addends, convolution_form, element_form, matmul_form, unfolded
-from automap.align.labels import labels
+from automap.align.labels import Label, labels
 from automap.align.moments import clean, keys
 from automap.align.run import Run
 from automap.canonical.flow import Flow, Node, Ref, Role
@@ -71,13 +71,13 @@ class Side:
                 self._parts[form.node] = parts(self.flow, form.node, form.channels, self.run.value)
         return self._parts[form.node]
 
-    def part_label(self, part: Part, form: LinearForm) -> tuple[int, ...]:
-        """Return one label per depth for what reads a part."""
+    def part_label(self, part: Part, form: LinearForm) -> Label:
+        """Return one label per depth for what reads a part: the set of what each reader does."""
         if not part.readers:
             return self.labels[form.node]
-        found = [hash(part.label)]
+        found: list[Hashable] = [part.label]
         for depth in range(len(self.labels[form.node])):
-            found.append(hash(tuple(sorted((self.flow[r].op, p, self.labels[r][depth]) for r, p in part.readers))))
+            found.append(frozenset((self.flow[r].op, p, self.labels[r][depth]) for r, p in part.readers))
         return tuple(found)
 
     def linear_form(self, node: Node, weight: int) -> LinearForm | None:

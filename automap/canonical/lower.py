@@ -30,6 +30,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
     def register(function: Rule) -> Rule:
         for target in targets:
+            assert target not in RULES, f"two rules for {target}"
             RULES[target] = function
         return function
 
