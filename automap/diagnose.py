@@ -118,14 +118,17 @@ def _has_blocks_left(solution: Solution, draft: Draft) -> bool:
 
 
 def _failed_outputs(solution: Solution) -> list[str]:
-    """Dest outputs without a partner, where src has an output of that size without one, or nothing agrees at all."""
+    """Dest outputs without a partner, where src has an output of that size without one, or nothing agrees at all.
+
+    Single numbers beside outputs that agree (losses, counts) are alike in size alone.
+    """
     matched = solution.outcome.matched_outputs
     theirs, ours = {b for _, b, _ in matched}, {a for a, _, _ in matched}
     flow, src = solution.dest.flow, solution.src.flow
     free = [src[i].shape for p, i in src.outputs if p not in ours and src[i].role is Role.ACTIVATION]
     sizes = [_count(shape) for shape in free]
     left = [(p, i) for p, i in flow.outputs if p not in theirs and flow[i].role is Role.ACTIVATION]
-    return [p for p, i in left if not matched or _count(flow[i].shape) in sizes]
+    return [p for p, i in left if not matched or (_count(flow[i].shape) > 1 and _count(flow[i].shape) in sizes)]
 
 
 def _count(shape: tuple[int, ...]) -> int:

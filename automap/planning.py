@@ -11,7 +11,21 @@ from torch import Tensor
 from automap.align.assignment import ONE, UNKNOWN, ZERO
 from automap.align.solve import Solution
 from automap.capture import Weight
-from automap.plan import Cast, ElementMap, Expr, Plan, Reshape, Source, SourceTensor, build_expr
+from automap.computed import computed_expr, replaced
+from automap.plan import (
+    Cast,
+    ElementMap,
+    Expr,
+    Plan,
+    Reshape,
+    Source,
+    SourceTensor,
+    build_expr,
+    dtype_of,
+    shape_of,
+    simplify,
+    sources_of,
+)  # fmt: skip
 from automap.results import Evidence
 
 
@@ -21,7 +35,7 @@ class Draft:
 
     `partly` are weights of which the sample reads some elements only: name, how many it does not read, how many of
     those src has nothing for. `missing` are dest weights that reach a compared output and have no source, `idle` those
-    that reach none.
+    that reach none, `own` buffers that outputs agree with as they are.
     """
 
     plan: Plan
@@ -33,6 +47,7 @@ class Draft:
     zero_filled: tuple[str, ...]
     partly: tuple[tuple[str, int, int], ...] = ()
     doubtful: tuple[tuple[str, int], ...] = ()
+    own: tuple[str, ...] = ()
 
 
 def draft_plan(solution: Solution, reached: set[int]) -> Draft:
@@ -40,13 +55,17 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
     books = _Books(solution)
     missing: list[str] = []
     idle: list[str] = []
+    own: list[str] = []
     for leaf, weight in solution.dest.flow.weights.items():
         whole = solution.outcome.assignment.whole.get(leaf)
         if whole is not None:
             books.enter_whole(weight, whole, "proved" if leaf in reached else "aligned")
             continue
         ids = solution.outcome.assignment.ids[leaf]
-        is_unknown = ids == UNKNOWN
+        if leaf in solution.outcome.assignment.own:
+            own.append(weight.name)
+            continue
+        is_unknown = ids < 0 if leaf not in reached else ids == UNKNOWN  # what fills nothing in sight is no finding
         if leaf not in reached and bool(is_unknown.all()):
             (missing if _is_wanted(solution, leaf) else idle).append(weight.name)
         elif bool(is_unknown.all()):
@@ -71,6 +90,7 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
         tuple(books.zero_filled),
         tuple(books.partly),
         tuple(books.doubtful),
+        tuple(own),
     )
 
 
@@ -87,15 +107,20 @@ class _Books:
         self.entries: dict[str, Expr] = {}
         self.evidence: dict[str, Evidence] = {}
         self.zero_filled: list[str] = []
-        numbering = solution.src.numbering
-        weights = solution.src.flow.weights
-        self.sources = {
-            i: SourceTensor(weights[i].name, tuple(weights[i].tensor.shape), _dtype(weights[i].tensor), offset)
-            for i, offset in numbering.offsets.items()
-        }
+        self.formulas: dict[str, Expr] = {}
+        self.sources = {i: self._source(i, offset) for i, offset in solution.src.numbering.offsets.items()}
         self.used: set[str] = set()
         self.partly: list[tuple[str, int, int]] = []
         self.doubtful: list[tuple[str, int]] = []
+
+    def _source(self, index: int, offset: int) -> SourceTensor:
+        """A stored src tensor, or a value computed from some, which stands for its formula."""
+        weight = self.solution.src.flow.weights.get(index)
+        if weight is not None:
+            return SourceTensor(weight.name, tuple(weight.tensor.shape), _dtype(weight.tensor), offset)
+        formula = computed_expr(self.solution.src, index)
+        self.formulas[f"%{index}"] = formula
+        return SourceTensor(f"%{index}", shape_of(formula), dtype_of(formula), offset)
 
     def enter_whole(self, weight: Weight, leaf: int, evidence: Evidence) -> None:
         """Add the entries of a dest weight that is one src weight, in another shape perhaps."""
@@ -137,8 +162,10 @@ class _Books:
         low, high = int(ids.min()), int(ids.max())
         mine = [s for s in self.sources.values() if s.offset <= high and low < s.offset + _size(s.shape)]
         touched = [s for s in mine if bool(((ids >= s.offset) & (ids < s.offset + _size(s.shape))).any())]
-        self.used |= {s.name for s in touched}
-        return build_expr(ElementMap(shape, dtype, ids, tuple(touched), (1.0,) if low <= ONE else ()))
+        fills = tuple(self.solution.outcome.assignment.fills[1:]) if low <= ONE else ()
+        expr = simplify(replaced(build_expr(ElementMap(shape, dtype, ids, tuple(touched), fills)), self.formulas))
+        self.used |= {s.name for s in sources_of(expr)}
+        return expr
 
     def guess(self, weights: list[Weight]) -> tuple[tuple[str, str], ...]:
         """Match weights that no compared output depends on by name and shape alone: only where one src weight fits."""

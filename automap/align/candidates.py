@@ -20,7 +20,8 @@ class Candidate:
     """One possible counterpart: what it claims, which src part it takes, and how alike the two are (higher is better).
 
     Claims are worked out when first asked for: most candidates are never tried. `channels` tells for a product of
-    matrices the src op and which of its output channels dest's are, `readers` the src ops that compute with these.
+    matrices the src op and which of its output channels dest's are, `readers` the src ops that compute with these. A
+    folded one takes an effective weight; `shift` is then what src adds in the same step.
     """
 
     work_out: Callable[[], tuple[Claim, ...]]
@@ -30,6 +31,13 @@ class Candidate:
     off: float = 0.0
     channels: tuple[int, Tensor, Tensor] | None = None
     readers: frozenset[int] = frozenset()
+    shift: int | None = None
+    is_folded: bool = False
+
+    @property
+    def id(self) -> tuple[object, ...]:
+        """What tells this candidate from the others of one use."""
+        return (*self.key, self.is_folded)
 
     @cached_property
     def claims(self) -> tuple[Claim, ...]:

@@ -27,6 +27,7 @@ class LinearForm:
     `columns` holds the moments of what each input channel carries, `(groups, in, 3)`; `places` the position of each
     weight element in the weight-side value, `(groups, out, in, taps)`; `channels` the output channel of each element of
     the result. `geometry` is what else the op depends on, `count` over how many positions a column goes.
+    In a folded form what follows the op is carried out: `weight` is the effective one, `shift` what is added to it.
     """
 
     node: int
@@ -40,6 +41,8 @@ class LinearForm:
     geometry: tuple[Any, ...] = ()
 
     center: tuple[float, ...] = ()
+    shift: int | None = None
+    is_folded: bool = False
 
     @property
     def groups(self) -> int:
@@ -189,7 +192,7 @@ def element_form(
     the form is as if the weight met this term of the data, which is a sum.
     """
     others = [i for i in node.operands if i != weight]
-    if len(others) != 1 or flow[others[0]].role is Role.WEIGHT:
+    if addend is None and (len(others) != 1 or flow[others[0]].role is Role.WEIGHT):
         return None
     data = others[0] if addend is None else addend
     x = value(data)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from automap.align.assignment import Claim
 from automap.align.candidates import Candidate, Piece, certain
+from automap.align.effective import folded, scales_behind
 from automap.align.forms import LinearForm, is_near, unfolded
 from automap.align.labels import similarity
 from automap.align.moments import CLOSE, EXACT, bijection, clean, distance, row_order
@@ -36,11 +37,15 @@ def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[P
     for tolerance in (EXACT, CLOSE):
         for mine, theirs in _readings(dest, src, form):
             if mine.groups > 1:
-                found = _stacked(dest, src, mine, theirs, tolerance)
+                found = _stacked(dest, src, mine, [*_folded_stacks(dest, src, mine, theirs), *theirs], tolerance)
                 if found:
                     return found
             units = [_units(mine, group, theirs, tolerance) for group in range(mine.groups)]
             if all(units):
+                units = [
+                    _units(mine, number, src.branches, tolerance) + _carried_out(dest, src, mine, group)
+                    for number, group in enumerate(units)
+                ]
                 found = _pieces(dest, src, mine, units)
                 if found:
                     return found
@@ -88,6 +93,17 @@ def _units(form: LinearForm, group: int, forms: list[LinearForm], tolerance: flo
     return same + [u for u in found if u.form.geometry != form.geometry]
 
 
+def _carried_out(dest: Side, src: Source, form: LinearForm, units: list[_Unit]) -> list[_Unit]:
+    """The same src uses with the factors that follow in src and not in dest carried out, where there are such."""
+    scales = scales_behind(dest.flow, form.node)
+    found = []
+    for unit in units:
+        surplus = scales_behind(src.flow, unit.form.node) - scales
+        effective = folded(src, unit.form, surplus) if surplus > 0 else None
+        found += [replace(unit, form=effective)] if effective is not None else []
+    return found + units
+
+
 def _stacked(
     dest: Side, src: Source, form: LinearForm, forms: list[LinearForm], tolerance: float
 ) -> list[tuple[Piece, list[Candidate]]]:
@@ -112,8 +128,25 @@ def _stacked(
             likeness = similarity(piece.label, src.labels[other.node]) + (
                 3.0 if form.geometry == other.geometry else 0.0
             )
-            options.append(Candidate(certain(claim), (other.node, "stack"), src.labels[other.node], likeness))
+            likeness += 3.0 if other.is_folded else 0.0
+            order = torch.arange(form.groups * form.width)
+            channels = (other.node, order, order) if other.is_folded else None
+            options.append(
+                Candidate(
+                    certain(claim), (other.node, "stack"), src.labels[other.node], likeness, channels=channels,
+                    shift=other.shift, is_folded=other.is_folded,
+                )
+            )  # fmt: skip
     return [(piece, options)] if options else []
+
+
+def _folded_stacks(dest: Side, src: Source, form: LinearForm, forms: list[LinearForm]) -> list[LinearForm]:
+    """Grouped convolutions of src with what follows there, and not in dest, carried out."""
+    scales = scales_behind(dest.flow, form.node)
+    alike = [f for f in forms if f.kind == "convolution" and f.places.shape == form.places.shape]
+    surplus = [(f, scales_behind(src.flow, f.node) - scales) for f in alike]
+    found = [folded(src, f, count) for f, count in surplus if count > 0]
+    return [*(f for f in src.branches if f.groups > 1), *(f for f in found if f is not None)]
 
 
 def _group_order(mine: Tensor, theirs: Tensor, tolerance: float) -> Tensor | None:
@@ -283,9 +316,11 @@ def _group_options(
             claims = partial(_piece_claim, dest, src, form, group, piece, unit, channels)
             likeness = similarity(piece.label, label) + (0.5 if unit.form.geometry == form.geometry else 0.0)
             likeness += (2.0 if unit.form.width == form.width else 0.0) + _FIT[key[0]]
-            pair = (unit.form.node, piece.channels, channels) if form.groups == unit.form.groups == 1 else None
-            which = (unit.form.node, unit.group, *key)
-            found.append(Candidate(claims, which, label, likeness, unit.off, pair, part.readers))
+            is_numbered = form.groups == 1 and (unit.form.groups == 1 or src.flow[unit.form.node].op == "convolution")
+            pair = (unit.form.node, piece.channels, unit.group * unit.form.width + channels) if is_numbered else None
+            likeness += 3.0 if unit.form.is_folded else 0.0
+            which, shift, is_folded = (unit.form.node, unit.group, *key), unit.form.shift, unit.form.is_folded
+            found.append(Candidate(claims, which, label, likeness, unit.off, pair, part.readers, shift, is_folded))
     return found
 
 

@@ -19,8 +19,15 @@ from automap.align.labels import Label
 from automap.align.moments import CLOSE
 from automap.align.outputs import relative_difference
 from automap.align.products import linear_candidates
+from automap.align.scale import proportional, rescaled
 from automap.align.table import Lookup, Side, Slot, Source, weight_operands
-from automap.align.tables import bias_candidates, element_candidates, lookup_candidates, slot_candidates, zero_candidate
+from automap.align.tables import (
+    bias_candidates,
+    element_candidates,
+    lookup_candidates,
+    neutral_candidate,
+    slot_candidates,
+)
 from automap.canonical.evaluate import compute
 from automap.canonical.flow import Role
 from automap.canonical.rules.layout import MOVES
@@ -91,6 +98,7 @@ class Search:
     offs: dict[int, float] = field(default_factory=dict)
     found: dict[int, tuple[object, list[tuple[Piece, list[Candidate]]]]] = field(default_factory=dict)
     feeding: dict[int, set[Key]] = field(default_factory=dict)
+    offered: dict[Key, Candidate] = field(default_factory=dict)
     trials: int = 0
     work: int = 0
 
@@ -100,7 +108,7 @@ class Search:
             if node.index not in live or node.role is not Role.ACTIVATION:
                 continue
             stop = self._process(node.index)
-            if stop is not None and not (self.work < _WALK and self._repair(stop)):
+            if stop is not None and not self._keep_own(stop) and not (self.work < _WALK and self._mend(stop)):
                 self._give_up(stop)
         matched = self._outputs(outputs)
         return Outcome(
@@ -160,15 +168,24 @@ class Search:
         slot = Slot(index, weight, node.op + (".data" if is_table_data else ""))
         return self._decide(index, weight, 0, self.dest.labels[index], slot_candidates(self.dest, self.src, slot))
 
-    def _following(self, form: ElementForm) -> list[Candidate]:
-        """The src bias that follows the product whose result this one is added to."""
+    def _folded_bias(self, form: ElementForm) -> list[Candidate]:
+        """What follows a product that takes an effective weight: src has the values before this sum nowhere."""
+        if form.kind != "add" or not any(candidate.is_folded for candidate in self._products(form)):
+            return []
+        return [c for c in self._following(form) if self._accepts(c)]
+
+    def _products(self, form: ElementForm) -> list[Candidate]:
+        """What was chosen for the products whose results a table meets."""
         data = form.data
         while self.dest.flow[data].op in MOVES and len(self.dest.flow[data].operands) == 1:
             data = self.dest.flow[data].operands[0]
-        pairs = [c.taken.channels for key, c in sorted(self.choices.items()) if key[0] == data]
-        if form.kind != "add" or not pairs:
-            return []
-        return bias_candidates(self.dest, self.src, form, [p for p in pairs if p is not None])
+        taken = [choice.taken for key, choice in sorted(self.choices.items()) if key[0] == data]
+        return [candidate for candidate in taken if candidate.channels is not None]
+
+    def _following(self, form: ElementForm) -> list[Candidate]:
+        """The src bias that follows the product whose result this one is added to."""
+        taken = self._products(form) if form.kind == "add" else []
+        return bias_candidates(self.dest, self.src, form, taken) if taken else []
 
     def _element(self, index: int, weight: int, addend: int | None = None) -> ElementForm | None:
         essential = self.dest.essential(weight)
@@ -201,7 +218,7 @@ class Search:
         return self._decide(index, weight, 0, self.dest.labels[index], found)
 
     def _resolve_element(self, form: ElementForm) -> Stop | None:
-        found = element_candidates(self.dest, self.src, form)
+        found = self._folded_bias(form) or element_candidates(self.dest, self.src, form)
         for term in () if found else addends(self.dest.flow, form):
             other = self._element(form.node, form.weight, term)
             found = found or (element_candidates(self.dest, self.src, other) if other is not None else [])
@@ -214,7 +231,7 @@ class Search:
         else:
             is_held = self.src.holds(self.dest.run.value(form.data))
             slots = slot_candidates(self.dest, self.src, Slot(form.node, form.weight, self.dest.flow[form.node].op))
-            zeros = [zero_candidate(form, self.dest)] if form.kind == "add" else []
+            zeros = [neutral_candidate(form)] if form.kind in ("add", "mul") else []
             slots = sorted(slots, key=lambda c: -c.likeness)[:8]
             found = [*zeros, *slots] if is_held else [*slots, *zeros]
             if is_held:
@@ -227,10 +244,11 @@ class Search:
     ) -> Stop | None:  # fmt: skip
         """Take a candidate: the one forced by a trial, else the likest that nothing else has taken."""
         key = (index, weight, piece)
+        found = [*found, self.offered[key]] if key in self.offered else found
         kin = self._kin(readers) if len(found) > 1 else frozenset()
         ordered = sorted(found, key=lambda c: self._merit(c, label, key, kin), reverse=True)
         if key in self.forced:
-            ordered.sort(key=lambda c: c.key != self.forced[key])
+            ordered.sort(key=lambda c: c.id != self.forced[key])
         while ordered and not self._accepts(ordered[0]):
             del ordered[0]
         if not ordered:
@@ -279,12 +297,36 @@ class Search:
         self.ripe[index] = frozenset()
 
     # ------------------------------------------------------------------ revising guesses
+    def _keep_own(self, stop: Stop) -> bool:
+        """Let buffers that src has nothing for keep what they hold; whether that is right the outputs tell."""
+        flow = self.dest.flow
+        leaves = [i for i in flow.ancestors([stop.weight]) if i in flow.weights] if stop.weight is not None else []
+        if not leaves or any(flow.weights[i].is_parameter or i not in self.assignment.blank for i in leaves):
+            return False
+        for leaf in leaves:
+            self.assignment.keep_own(leaf, stop.node)
+        return self._process(stop.node) is None
+
+    def _mend(self, stop: Stop) -> bool:
+        return self._rescale(stop) or self._repair(stop)
+
+    def _rescale(self, stop: Stop) -> bool:
+        """Where a value behind a stop is src's times a number, let the first product behind it make up for that."""
+        for node, ratio in list(proportional(self.dest, self.src, self._operands(stop)))[-4:]:
+            for key in [k for k, c in sorted(self.choices.items()) if node in c.readers][:1]:
+                former = self.choices[key].taken
+                self.offered[key] = rescaled(self.src, former, 1.0 / ratio)
+                if self._replay(stop, {key: self.offered[key].id}) is None:
+                    return True
+                self._replay(stop, {key: former.id})
+        return False
+
     def _repair(self, stop: Stop) -> bool:
         """Try other candidates for the open decisions behind a stop, likest first, until the stop goes away."""
         keys = self._open_keys(stop)
         if not keys:
             return False
-        before = {key: self.choices[key].taken.key for key in keys}
+        before = {key: self.choices[key].taken.id for key in keys}
         allowed = self.work + _REVISION
         for trial in self._trials(keys):
             self.trials += 1
@@ -324,7 +366,7 @@ class Search:
             chosen = [lists[n][orders[n][r]] for n, r in enumerate(ranks)]
             if len({c.key for c in chosen}) == len(chosen) and any(ranks):
                 given += 1
-                yield {key: c.key for key, c in zip(keys, chosen, strict=True)}
+                yield {key: c.id for key, c in zip(keys, chosen, strict=True)}
             for n in range(len(keys)):
                 following = (*ranks[:n], ranks[n] + 1, *ranks[n + 1 :])
                 if following[n] < len(orders[n]) and following not in seen:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from automap.align.forms import ElementForm, LinearForm, addends, convolution_fo
 from automap.align.labels import Label, labels
 from automap.align.moments import clean, keys
 from automap.align.run import Run
-from automap.canonical.flow import Flow, Node, Ref, Role
+from automap.canonical.flow import Flow, Node, Ref, Role, refs_in, replace_refs
 from automap.canonical.provenance import Numbering, Part, Trace, parts, traces
 
 
@@ -158,6 +158,7 @@ class Source(Side):
         self.lookups: list[Lookup] = []
         self._indexes: dict[str, tuple[Tensor, Tensor]] = {}
         self.slots: list[Slot] = []
+        self._derived: dict[object, int] = {}
         for node in flow.nodes:
             if node.role is Role.ACTIVATION and node.op != "input":
                 self.run.value(node.index)
@@ -166,6 +167,26 @@ class Source(Side):
                 rows = self.run.value(node.operands[-1])
                 if isinstance(node.args[1], Ref) and not rows.is_floating_point() and rows.dtype != torch.bool:
                     self.lookups.append(Lookup(node.index, node.operands[0], rows.reshape(-1)))
+
+    def derive(self, op: str, function: Callable[..., Tensor], *args: Any) -> int:
+        """Add a weight-side value that is computed from others, and return its number: the same one for the same call.
+
+        args hold `Ref`s, numbers and tuples of numbers.
+        """
+        key = (op, function, args)
+        if key not in self._derived:
+            index, value = len(self.flow), function(*replace_refs(args, self.run.value))
+            node = Node(index, op, function, args, {}, None, Role.WEIGHT, tuple(refs_in(args)), tuple(value.shape))
+            self.flow = self.run.flow = replace(self.flow, nodes=(*self.flow.nodes, node))
+            self.run.set(index, value)
+            self._derived[key] = index
+        return self._derived[key]
+
+    def number(self, index: int) -> int:
+        """Return the number of the first element of a weight-side value that is a src tensor of its own in claims."""
+        if index not in self.numbering.offsets:
+            self.numbering = self.numbering.extended(index, math.prod(self.flow[index].shape))
+        return self.numbering.offsets[index]
 
     def _file(self, node: Node) -> None:
         operands = weight_operands(self.flow, node)
@@ -237,6 +258,20 @@ class Source(Side):
         """The convolutions over patches, as products of matrices."""
         found = (unfolded(form, self.flow[form.node], self.run.value) for form in self.linear)
         return [form for form in found if form is not None]
+
+    @cached_property
+    def branches(self) -> list[LinearForm]:
+        """The sums of products of one value, as one product each."""
+        from automap.align.branches import summed_products
+
+        return summed_products(self)
+
+    @cached_property
+    def sums(self) -> list[tuple[ElementForm, int]]:
+        """The tables added one after the other, as one each, with how many were added after the first."""
+        from automap.align.effective import folded_tables
+
+        return folded_tables(self)
 
     @cached_property
     def numbers(self) -> Tensor:

@@ -92,7 +92,7 @@ def _data_and_weight(builder: Builder, value: Ref) -> tuple[Ref, Ref] | None:
 
 
 def _laid_out(builder: Builder, value: Ref, order: tuple[int, ...], shape: tuple[int, ...]) -> Ref:
-    """value with its dims in another order (if one is given), then in another shape (if one is given)."""
+    """Value with its dims in another order (if one is given), then in another shape (if one is given)."""
     sizes = builder.shape(value)
     if order:
         sizes = tuple(sizes[d] for d in order)
