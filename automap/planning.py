@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from automap.plan import (
     SourceTensor,
     build_expr,
     dtype_of,
+    format_expr,
+    is_computed,
     shape_of,
     simplify,
     sources_of,
@@ -35,7 +37,8 @@ class Draft:
 
     `partly` are weights of which the sample reads some elements only: name, how many it does not read, how many of
     those src has nothing for. `missing` are dest weights that reach a compared output and have no source, `idle` those
-    that reach none, `own` buffers that outputs agree with as they are.
+    that reach none, `own` buffers that outputs agree with as they are, `uncomputed`
+    weights with the formula that they would take.
     """
 
     plan: Plan
@@ -44,10 +47,20 @@ class Draft:
     idle: tuple[str, ...]
     unused: tuple[str, ...]
     assumed: tuple[tuple[str, str], ...]
-    zero_filled: tuple[str, ...]
+    filled: tuple[tuple[str, float], ...]
     partly: tuple[tuple[str, int, int], ...] = ()
     doubtful: tuple[tuple[str, int], ...] = ()
     own: tuple[str, ...] = ()
+    uncomputed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The dest weights that are arithmetic on src's, by their first names."""
+        shown: dict[Expr, str] = {}
+        for name, expr in self.plan.entries.items():
+            if is_computed(expr):
+                shown.setdefault(expr, name)
+        return tuple(shown.values())
 
 
 def draft_plan(solution: Solution, reached: set[int]) -> Draft:
@@ -87,11 +100,22 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
         kept,
         books.unused(),
         assumed,
-        tuple(books.zero_filled),
+        tuple(books.filled),
         tuple(books.partly),
         tuple(books.doubtful),
         tuple(own),
     )
+
+
+def without_arithmetic(draft: Draft) -> Draft:
+    """Return a draft that only moves: what would have to be computed is missing, and said to be."""
+    refused = {name: expr for name, expr in draft.plan.entries.items() if is_computed(expr)}
+    if not refused:
+        return draft
+    plan = Plan({n: e for n, e in draft.plan.entries.items() if n not in refused}, draft.plan.src, draft.plan.dest)
+    evidence = {name: kind for name, kind in draft.evidence.items() if name not in refused}
+    wanted = tuple((name, format_expr(refused[name])) for name in draft.computed)
+    return replace(draft, plan=plan, evidence=evidence, missing=(*draft.missing, *refused), uncomputed=wanted)
 
 
 def _is_wanted(solution: Solution, leaf: int) -> bool:
@@ -106,7 +130,7 @@ class _Books:
         self.solution = solution
         self.entries: dict[str, Expr] = {}
         self.evidence: dict[str, Evidence] = {}
-        self.zero_filled: list[str] = []
+        self.filled: list[tuple[str, float]] = []
         self.formulas: dict[str, Expr] = {}
         self.sources = {i: self._source(i, offset) for i, offset in solution.src.numbering.offsets.items()}
         self.used: set[str] = set()
@@ -150,8 +174,9 @@ class _Books:
             ids = extended(ids, list(self.sources.values()))
             self.partly.append((weight.name, int(is_blind.sum()), int((ids == UNKNOWN).sum())))
         ids = torch.where(ids == UNKNOWN, ZERO, ids)
-        if bool((ids == ZERO).all()):
-            self.zero_filled.append(weight.name)
+        fill = int(ids.reshape(-1)[0]) if ids.numel() else 0
+        if fill < 0 and bool((ids == fill).all()):
+            self.filled.append((weight.name, self.solution.outcome.assignment.fills[-1 - fill]))
         expr = self._expression(weight, ids)
         for name in weight.in_state:
             self.entries[name] = expr

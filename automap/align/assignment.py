@@ -191,6 +191,10 @@ class Assignment:
                 return False
         return True
 
+    def shares(self, claim: Claim) -> list[Share]:
+        """Return what a claim says of each stored weight of dest; nothing where it cannot be carried back."""
+        return self._carried(claim) or []
+
     def _carried(self, claim: Claim) -> list[Share] | None:
         """What a claim says of each stored weight of dest, or None where arithmetic stands between that has no way
         back.
@@ -207,7 +211,7 @@ class Assignment:
         theirs = [] if claim.src_value is None else sorted(_plain(t.path) for t in self.src.traces(claim.src_value))
         if mine == theirs or (mine == [()] and claim.src_value is None):
             return list(self._leafwise(claim))
-        if theirs:
+        if theirs and all(source is not None for _, source in self._paired(claim)):
             found = list(self._leafwise(claim))
             if self._gives(claim, found):
                 return found

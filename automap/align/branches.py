@@ -43,7 +43,7 @@ def _joined(
     mine = list(_ending(src, left, ends, sums))
     for affine in mine:
         for other in _ending(src, right, ends, sums):
-            if other.form.data == affine.form.data:
+            if _root(src, other.form.data) == _root(src, affine.form.data):
                 return _added(src, node, affine, other)
         skip = _skip(src, affine, right)
         if skip is not None:
@@ -97,6 +97,14 @@ def _skip(src: Source, beside: Affine, index: int) -> Affine | None:
     kernel = src.derive("dirac", dirac, shape[0], shape[1], len(shape))
     affine = Affine(form, form.data, kernel, None, beside.channels)
     return advanced(src, affine, path)
+
+
+def _root(src: Source, index: int) -> int:
+    """The value that a value is only another shape of."""
+    node = src.flow[index]
+    while node.op == "reshape" and len(node.operands) == 1:
+        node = src.flow[node.operands[0]]
+    return node.index
 
 
 def _path(src: Source, start: int, end: int) -> tuple[int, ...] | None:

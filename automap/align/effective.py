@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from automap.align.forms import ElementForm, LinearForm, element_form
+from automap.align.forms import ElementForm, LinearForm, center, element_form
+from automap.align.moments import clean, moments
 from automap.align.table import Lookup, Source
 from automap.canonical.flow import Flow, Node, Ref, Role
 from automap.canonical.provenance import moved
@@ -46,8 +47,32 @@ def terms_behind(flow: Flow, index: int) -> int:
 
 
 def scales_behind(flow: Flow, index: int) -> int:
-    """Return how many per-channel factors a value is multiplied with before anything else computes with it."""
-    return sum(node.op == "mul" for node in _steps(flow, index))
+    """Return how many weights a value is multiplied with before anything else computes with it."""
+    return sum(_is_scaling(flow, node) for node in _steps(flow, index))
+
+
+def _is_scaling(flow: Flow, node: Node) -> bool:
+    """Whether an op multiplies with a weight; numbers may stand in many places and are compared as they come out."""
+    return node.op == "mul" and any(flow[i].role is Role.WEIGHT for i in node.operands)
+
+
+def _numbers_behind(flow: Flow, index: int) -> int:
+    return sum(node.op == "mul" and not _is_scaling(flow, node) for node in _steps(flow, index))
+
+
+def scales_to(flow: Flow, index: int, readers: frozenset[int]) -> int:
+    """Return how many weights are multiplied in between a value and the ops that compute with a part of it."""
+    stack, seen, found = [(index, 0)], {index}, list[int]()
+    while stack:
+        step, count = stack.pop()
+        for reader in flow.readers.get(step, ()):
+            node = flow[reader]
+            if reader in readers:
+                found.append(count)
+            elif reader not in seen and is_plain(flow, node, step):
+                seen.add(reader)
+                stack.append((reader, count + _is_scaling(flow, node)))
+    return min(found) if found else scales_behind(flow, index)
 
 
 def _steps(flow: Flow, index: int) -> Iterator[Node]:
@@ -99,8 +124,65 @@ def end_of(flow: Flow, index: int) -> int:
     return index
 
 
-def folded_lookup(src: Source, lookup: Lookup, surplus: int) -> Lookup | None:
-    """Return a src table with the first `surplus` constant factors behind its lookup carried out."""
+def absorbed(src: Source, form: LinearForm) -> LinearForm | None:
+    """Return a product of matrices as one of what its data was scaled and shifted from, both carried out, or None."""
+    start = started(src, form) if form.kind == "matmul" and form.groups == 1 else None
+    path = _back_to_plain(src.flow, form.data) if start is not None else []
+    if start is None or not any(node.op == "mul" for node in path) or len(src.flow[start.weight].shape) != 2:
+        return None
+    weight, shift = start.weight, None
+    for node in path:
+        table = _per_input(src, node, form) if node.op not in MOVES else None
+        if node.op == "add" and table is not None:
+            term = src.derive("matmul", torch.matmul, Ref(weight), Ref(table))
+            shift = term if shift is None else src.derive("add", torch.add, Ref(shift), Ref(term))
+        elif node.op == "mul" and table is not None:
+            weight = src.derive("mul", torch.mul, Ref(weight), Ref(table))
+        elif node.op not in MOVES:
+            return None
+    whole = advanced(src, replace(start, weight=weight, shift=shift), most_scales=0)
+    columns = moments(_rows(src, form, path).unsqueeze(0), (1,))
+    return replace(as_form(src, whole), data=path[-1].operands[0], columns=columns, center=center(columns))
+
+
+def _back_to_plain(flow: Flow, index: int) -> list[Node]:
+    """The layout ops, then sums and products with weights, that made a value, last one first."""
+    path: list[Node] = []
+    for _ in range(_MOST_STEPS):
+        node = flow[index]
+        data = [i for i in node.operands if flow[i].role is Role.ACTIVATION]
+        roles = {flow[i].role for i in node.operands}
+        is_table = node.op in ("add", "mul") and roles == {Role.ACTIVATION, Role.WEIGHT}
+        is_layout = node.op in MOVES and not any(n.op not in MOVES for n in path)
+        if len(data) != 1 or not (is_layout or (is_table and is_plain(flow, node, data[0]))):
+            break
+        path.append(node)
+        index = data[0]
+    while path and path[-1].op in MOVES:
+        path.pop()
+    return path
+
+
+def _per_input(src: Source, node: Node, form: LinearForm) -> int | None:
+    """The table of a sum or product as one number for each input channel of the use behind it, or None."""
+    table = next(i for i in node.operands if src.flow[i].role is Role.WEIGHT)
+    shape, width = src.flow[table].shape, form.columns.shape[1]
+    return table if shape == (width,) and node.shape[-1] == width else None
+
+
+def _rows(src: Source, form: LinearForm, path: list[Node]) -> Tensor:
+    """What the scaled and shifted data was, in the layout that the product reads: `(positions, in)`."""
+    value = clean(src.run.value(path[-1].operands[0]))
+    return value.reshape(-1, form.columns.shape[1])
+
+
+def folded_lookup(src: Source, lookup: Lookup, dest: Flow, node: int) -> Lookup | None:
+    """Return a src table with the numbers carried out that multiply its rows, where they do not in dest; or None."""
+    surplus = _numbers_behind(src.flow, lookup.node) - _numbers_behind(dest, node)
+    return _with_numbers(src, lookup, surplus) if surplus > 0 else None
+
+
+def _with_numbers(src: Source, lookup: Lookup, surplus: int) -> Lookup | None:
     weight, count = lookup.weight, 0
     for node in _steps(src.flow, lookup.node):
         if node.op == "mul" and count < surplus:
@@ -179,7 +261,7 @@ def _scaled(src: Source, found: Affine, node: Node, table: int | float) -> Affin
     factor = Ref(table) if isinstance(table, int) else table
     weight = src.derive("mul", torch.mul, Ref(found.weight), column)
     shift = None if found.shift is None else src.derive("mul", torch.mul, Ref(found.shift), factor)
-    return replace(found, node=node.index, weight=weight, shift=shift, scales=found.scales + 1)
+    return replace(found, node=node.index, weight=weight, shift=shift, scales=found.scales + isinstance(table, int))
 
 
 def _per_channel(src: Source, operand: Any, found: Affine, node: Node) -> int | float | None:

@@ -6,7 +6,8 @@ Columns give the order of input channels, what reads the outputs gives their par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from automap.align.assignment import Claim
 from automap.align.candidates import Candidate, Piece, certain
-from automap.align.effective import folded, scales_behind
+from automap.align.effective import folded, scales_behind, scales_to
 from automap.align.forms import LinearForm, is_near, unfolded
 from automap.align.labels import similarity
 from automap.align.moments import CLOSE, EXACT, bijection, clean, distance, row_order
 from automap.align.table import Side, Source
+from automap.canonical.flow import Flow
+from automap.canonical.rules.layout import MOVES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,10 +45,7 @@ def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[P
                     return found
             units = [_units(mine, group, theirs, tolerance) for group in range(mine.groups)]
             if all(units):
-                units = [
-                    _units(mine, number, src.branches, tolerance) + _carried_out(dest, src, mine, group)
-                    for number, group in enumerate(units)
-                ]
+                units = [_units(mine, n, src.branches, tolerance) + group for n, group in enumerate(units)]
                 found = _pieces(dest, src, mine, units)
                 if found:
                     return found
@@ -75,6 +75,8 @@ def _readings(dest: Side, src: Source, form: LinearForm) -> list[tuple[LinearFor
         found.append((form, src.patches))
     if patches is not None:
         found.append((patches, [f for f in src.linear if f.kind == "matmul"] + src.patches))
+    if form.kind == "matmul" and form.groups == 1:
+        found.append((form, src.absorbed))
     return found
 
 
@@ -91,17 +93,6 @@ def _units(form: LinearForm, group: int, forms: list[LinearForm], tolerance: flo
         found.extend(_unit(columns, other, candidates, tolerance))
     same = [u for u in found if u.form.geometry == form.geometry]
     return same + [u for u in found if u.form.geometry != form.geometry]
-
-
-def _carried_out(dest: Side, src: Source, form: LinearForm, units: list[_Unit]) -> list[_Unit]:
-    """The same src uses with the factors that follow in src and not in dest carried out, where there are such."""
-    scales = scales_behind(dest.flow, form.node)
-    found = []
-    for unit in units:
-        surplus = scales_behind(src.flow, unit.form.node) - scales
-        effective = folded(src, unit.form, surplus) if surplus > 0 else None
-        found += [replace(unit, form=effective)] if effective is not None else []
-    return found + units
 
 
 def _stacked(
@@ -309,23 +300,35 @@ def _group_options(
     dest: Side, src: Source, form: LinearForm, group: int, piece: Piece, units: list[_Unit]
 ) -> list[Candidate]:
     found = []
-    size = len(piece.channels)
+    size, scales = len(piece.channels), scales_to(dest.flow, form.node, piece.readers)
     for unit in units:
         for part, key in _src_pieces(src, unit, size):
-            channels, label = part.channels, part.label
-            claims = partial(_piece_claim, dest, src, form, group, piece, unit, channels)
-            likeness = similarity(piece.label, label) + (0.5 if unit.form.geometry == form.geometry else 0.0)
-            likeness += (2.0 if unit.form.width == form.width else 0.0) + _FIT[key[0]]
-            is_numbered = form.groups == 1 and (unit.form.groups == 1 or src.flow[unit.form.node].op == "convolution")
-            pair = (unit.form.node, piece.channels, unit.group * unit.form.width + channels) if is_numbered else None
-            likeness += 3.0 if unit.form.is_folded else 0.0
-            which, shift, is_folded = (unit.form.node, unit.group, *key), unit.form.shift, unit.form.is_folded
-            found.append(Candidate(claims, which, label, likeness, unit.off, pair, part.readers, shift, is_folded))
+            surplus = scales_to(src.flow, unit.form.node, part.readers) - scales
+            effective = folded(src, unit.form, surplus) if surplus > 0 and not unit.form.is_folded else None
+            for taken in [replace(unit, form=effective), unit] if effective is not None else [unit]:
+                found.append(_option(dest, src, form, group, piece, taken, part, key))
     return found
 
 
+def _option(
+    dest: Side, src: Source, form: LinearForm, group: int, piece: Piece, unit: _Unit, part: Piece,
+    key: tuple[str, int],
+) -> Candidate:  # fmt: skip
+    """The candidate that a piece of a dest use is a part of a src one."""
+    claims = partial(_piece_claim, dest, src, form, group, piece, unit, part.channels)
+    likeness = similarity(piece.label, part.label) + (0.5 if unit.form.geometry == form.geometry else 0.0)
+    likeness += (2.0 if unit.form.width == form.width else 0.0) + _FIT[key[0]] + (3.0 if unit.form.is_folded else 0.0)
+    is_numbered = form.groups == 1 and (unit.form.groups == 1 or src.flow[unit.form.node].op == "convolution")
+    numbers = unit.group * unit.form.width + part.channels
+    pair = (unit.form.node, piece.channels, numbers) if is_numbered else None
+    which, shift, is_folded = (unit.form.node, unit.group, *key), unit.form.shift, unit.form.is_folded
+    return Candidate(claims, which, part.label, likeness, unit.off, pair, part.readers, shift, is_folded)
+
+
+#: layout ops that may read one channel several times
+_SPREADING = {"expand", "repeat", "index", "index_select"}
 #: how well a cut of src's outputs speaks for a candidate
-_FIT = {"part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
+_FIT = {"repeat": 0.0, "part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
 
 
 def _src_pieces(src: Source, unit: _Unit, size: int) -> list[tuple[Piece, tuple[str, int]]]:
@@ -344,4 +347,29 @@ def _src_pieces(src: Source, unit: _Unit, size: int) -> list[tuple[Piece, tuple[
         found = [(run, ("run", n)) for n, run in enumerate(runs)]
     if not found and unit.form.width == size:
         found = [(Piece(torch.arange(size), src.labels[unit.form.node]), ("whole", 0))]
-    return found
+    return found or list(_repeated(src, read, size)) if _is_spread(src.flow, unit.form.node) else found
+
+
+def _repeated(src: Source, read: list[Piece], size: int) -> Iterator[tuple[Piece, tuple[str, int]]]:
+    """Parts that src reads several times over, as many times as dest has channels for: blocks of every even size."""
+    for piece in read:
+        width = len(piece.channels)
+        if width < size and size % width == 0:
+            for block in (b for b in range(width, 1, -1) if width % b == 0):
+                rows = piece.channels.view(-1, 1, block).expand(-1, size // width, -1)
+                yield replace(piece, channels=rows.reshape(-1)), ("repeat", block)
+
+
+def _is_spread(flow: Flow, index: int) -> bool:
+    """Whether what is computed with a product reads some of its channels more than once, as shared heads are."""
+    stack = [index]
+    while stack:
+        step = stack.pop()
+        for reader in flow.readers.get(step, ()):
+            node = flow[reader]
+            if node.op in _SPREADING and math.prod(node.shape) > math.prod(flow[step].shape):
+                return True
+            if node.op in MOVES or node.op == "add" or node.op == "mul":
+                is_same = math.prod(node.shape) <= math.prod(flow[index].shape)
+                stack += [reader] if is_same and reader not in stack else []
+    return False

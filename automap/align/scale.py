@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,27 +14,36 @@ from automap.align.table import Side, Source
 from automap.canonical.flow import Ref, Role
 
 _MOST_NODES = 400
+_OPS = ("matmul", "mul", "div", "lookup")
 
 
-def proportional(dest: Side, src: Source, starts: tuple[int, ...]) -> Iterator[tuple[int, float]]:
-    """Yield the dest values behind starts that are src values times a number other than one, with the number."""
-    behind = sorted(i for i in dest.flow.ancestors(starts) if dest.flow[i].op in ("matmul", "mul", "div", "lookup"))
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """Dest's value `node` is a src value times `ratio`; `is_held` tells that src has it as it is as well."""
+
+    node: int
+    ratio: float
+    is_held: bool
+
+
+def proportional(dest: Side, src: Source, starts: tuple[int, ...]) -> list[Factor]:
+    """Return the dest values behind starts that are src values times a number other than one, nearest first."""
+    behind = sorted(i for i in dest.flow.ancestors(starts) if dest.flow[i].op in _OPS)
     known = _sums_by_size(src)
-    for index in behind[-_MOST_NODES:]:
+    found = []
+    for index in reversed(behind[-_MOST_NODES:]):
         value = dest.run.value(index) if dest.run.knows(index) else None
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() < 2:
-            continue
-        ratios = [_ratio(_sums(value), theirs) for theirs in known.get(value.numel(), ())]
-        if not any(r == 1.0 for r in ratios if r is not None):
-            found = next((r for r in ratios if r is not None), None)
-            if found is not None:
-                yield index, found
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1:
+            ratios = [_ratio(_sums(value), theirs) for theirs in known.get(value.numel(), ())]
+            others = [r for r in reversed(ratios) if r is not None and r != 1.0]
+            found += [Factor(index, r, 1.0 in ratios) for r in others]  # the last one in src is what goes on from there
+    return found
 
 
 def _sums_by_size(src: Source) -> dict[int, list[Tensor]]:
     found: dict[int, list[Tensor]] = {}
     for node in src.flow.nodes:
-        if node.role is Role.ACTIVATION and node.op in ("matmul", "mul", "div", "lookup"):
+        if node.role is Role.ACTIVATION and node.op in _OPS:
             value = src.run.value(node.index)
             if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1:
                 found.setdefault(value.numel(), []).append(_sums(value))

@@ -18,8 +18,9 @@ from automap.align.forms import ElementForm, LinearForm, addends, element_form
 from automap.align.labels import Label
 from automap.align.moments import CLOSE
 from automap.align.outputs import relative_difference
+from automap.align.pins import Pin, fits_pins
 from automap.align.products import linear_candidates
-from automap.align.scale import proportional, rescaled
+from automap.align.scale import Factor, proportional, rescaled
 from automap.align.table import Lookup, Side, Slot, Source, weight_operands
 from automap.align.tables import (
     bias_candidates,
@@ -34,6 +35,8 @@ from automap.canonical.rules.layout import MOVES
 
 #: so many ops are computed again for one revision, and for all of a walk, before what is open stays open
 _REVISION, _WALK = 6_000, 12_000
+#: so many values of dest that are src's times a number are tried
+_FACTORS = 6
 Key = tuple[int, int, int]  # dest node, weight-side operand, piece
 
 
@@ -86,6 +89,7 @@ class Search:
     src: Source
     dest: Side
     assignment: Assignment
+    pins: tuple[Pin, ...] = ()
     choices: dict[Key, Choice] = field(default_factory=dict)
     fresh: dict[int, frozenset[Key]] = field(default_factory=dict)
     ripe: dict[int, frozenset[Key]] = field(default_factory=dict)
@@ -245,6 +249,7 @@ class Search:
         """Take a candidate: the one forced by a trial, else the likest that nothing else has taken."""
         key = (index, weight, piece)
         found = [*found, self.offered[key]] if key in self.offered else found
+        found = self._pinned(weight, found)
         kin = self._kin(readers) if len(found) > 1 else frozenset()
         ordered = sorted(found, key=lambda c: self._merit(c, label, key, kin), reverse=True)
         if key in self.forced:
@@ -265,6 +270,15 @@ class Search:
         if len(ordered) > 1:
             self.fresh[index] = self.fresh[index] | {key}
         return None
+
+    def _pinned(self, weight: int, found: list[Candidate]) -> list[Candidate]:
+        """The candidates that no pin speaks against."""
+        flow = self.dest.flow
+        pins = [pin for pin in self.pins if pin.dest in flow.ancestors([weight])]
+        if not pins:
+            return found
+        shares = self.assignment.shares
+        return [c for c in found if all(fits_pins(pins, self.dest, self.src, shares(claim)) for claim in c.claims)]
 
     def _accepts(self, candidate: Candidate) -> bool:
         return all(self.assignment.accepts(claim) for claim in candidate.claims)
@@ -296,6 +310,20 @@ class Search:
                 self.learned[pair] = self.learned.get(pair, 0) + 1
         self.ripe[index] = frozenset()
 
+    def _nearest(self, index: int) -> list[Key]:
+        """The decisions that a value is a product, sum or layout of: the first factor's where two values meet."""
+        flow, before = self.dest.flow, index
+        while True:
+            pieces = sorted(k for k in self.choices if k[0] == index and self.choices[k].taken.channels is not None)
+            pieces = pieces or [k for k in self.choices if k[0] == index and flow[index].op == "lookup"]
+            if pieces:
+                return [k for k in pieces if before in self.choices[k].readers] or pieces
+            operands = [i for i in flow[index].operands if flow[i].role is Role.ACTIVATION]
+            if not operands or flow[index].op not in (*MOVES, "add", "mul", "div", "matmul"):
+                return []
+            before = index if flow[index].op == "matmul" else before
+            index = operands[0]
+
     # ------------------------------------------------------------------ revising guesses
     def _keep_own(self, stop: Stop) -> bool:
         """Let buffers that src has nothing for keep what they hold; whether that is right the outputs tell."""
@@ -308,17 +336,22 @@ class Search:
         return self._process(stop.node) is None
 
     def _mend(self, stop: Stop) -> bool:
-        return self._rescale(stop) or self._repair(stop)
+        factors = proportional(self.dest, self.src, self._operands(stop))
+        sure, others = [f for f in factors if not f.is_held], [f for f in factors if f.is_held]
+        return self._rescale(stop, sure) or self._repair(stop) or self._rescale(stop, others)
 
-    def _rescale(self, stop: Stop) -> bool:
+    def _rescale(self, stop: Stop, factors: list[Factor]) -> bool:
         """Where a value behind a stop is src's times a number, let the first product behind it make up for that."""
-        for node, ratio in list(proportional(self.dest, self.src, self._operands(stop)))[-4:]:
-            for key in [k for k, c in sorted(self.choices.items()) if node in c.readers][:1]:
+        for factor in factors[:_FACTORS]:
+            for key in (k for k in self._nearest(factor.node)[:1] if not self.dest.is_shared(k[1])):
                 former = self.choices[key].taken
-                self.offered[key] = rescaled(self.src, former, 1.0 / ratio)
+                if key in self.offered and former is self.offered[key]:
+                    continue
+                self.offered[key] = rescaled(self.src, former, 1.0 / factor.ratio)
                 if self._replay(stop, {key: self.offered[key].id}) is None:
                     return True
                 self._replay(stop, {key: former.id})
+                del self.offered[key]
         return False
 
     def _repair(self, stop: Stop) -> bool:

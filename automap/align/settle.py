@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from automap.align.effective import taken
 from automap.align.table import Side, Source
-from automap.canonical.flow import Node, Ref, Role
+from automap.canonical.flow import Node, Ref, Role, replace_refs
 from automap.canonical.provenance import moved
 from automap.canonical.rules.layout import MOVES
 
@@ -54,18 +55,125 @@ def settled(dest: Side, src: Source, wanted: Wanted, is_open: Callable[[int], bo
     is_open tells of a weight-side dest value whether anything behind it is still undecided.
     """
     try:
-        return list(_carried_back(dest, src, wanted, is_open))
+        return list(_Settling(dest, src, is_open).carried_back(wanted))
     except Unsettled:
         return None
 
 
-def _carried_back(dest: Side, src: Source, wanted: Wanted, is_open: Callable[[int], bool]) -> Iterator[Wanted]:
-    node = dest.flow[wanted.value]
-    if node.op == "weight":
-        yield wanted
-        return
-    for step in _moved_back(dest, node, wanted) if node.op in MOVES else _undone(dest, src, node, wanted, is_open):
-        yield from _carried_back(dest, src, step, is_open)
+@dataclass(slots=True)
+class _Settling:
+    """One value carried back; `known` maps stored weights that are settled whole to the src values that they are."""
+
+    dest: Side
+    src: Source
+    is_open: Callable[[int], bool]
+    known: dict[int, int] = field(default_factory=dict)
+
+    def carried_back(self, wanted: Wanted) -> Iterator[Wanted]:
+        node = self.dest.flow[wanted.value]
+        if node.op == "weight":
+            if wanted.source is not None and len(wanted.places) == math.prod(node.shape):
+                self.known[node.index] = self._laid_out(wanted, node)
+            yield wanted
+            return
+        for step in _moved_back(self.dest, node, wanted) if node.op in MOVES else self._undone(node, wanted):
+            yield from self.carried_back(step)
+
+    def _laid_out(self, wanted: Wanted, node: Node) -> int:
+        """The src value that a stored weight of dest is, in the weight's own order and shape."""
+        assert wanted.source is not None
+        values = taken(self.src, wanted.source, wanted.source_places[torch.argsort(wanted.places)])
+        return self.src.derive("reshape", torch.reshape, Ref(values), node.shape)
+
+    def _undone(self, node: Node, wanted: Wanted) -> Iterator[Wanted]:
+        """What the operands of an op are to be for its result to be the wanted one."""
+        weights = [i for i in dict.fromkeys(node.operands) if self.dest.flow[i].role is Role.WEIGHT]
+        if node.op in ("add", "mul") and len(weights) == len(node.args) == 2:
+            yield from self._shared_out(node, wanted, weights)
+        elif node.op in ("add", "mul") and len(weights) == 1:
+            yield self._without_number(node, wanted, weights[0])
+        elif node.op == "rsqrt":
+            squared = self._inverse(replace(wanted, value=weights[0]), "square", torch.square)
+            yield self._inverse(squared, "reciprocal", torch.reciprocal)
+        elif node.op in _INVERSES and len(weights) == 1:
+            yield self._inverse(replace(wanted, value=weights[0]), *_INVERSES[node.op])
+        else:
+            raise Unsettled
+
+    def _inverse(self, wanted: Wanted, op: str, function: Callable[[Tensor], Tensor]) -> Wanted:
+        if wanted.source is None:
+            return replace(wanted, fill=float(function(torch.tensor(wanted.fill, dtype=torch.float64))))
+        return replace(wanted, source=self.src.derive(op, function, Ref(wanted.source)))
+
+    def _without_number(self, node: Node, wanted: Wanted, weight: int) -> Wanted:
+        """`w + c = v` is `w = v - c`, `w * c = v` is `w = v / c`."""
+        number: Any = next(a for a in node.args if not (isinstance(a, Ref) and a.index == weight))
+        if isinstance(number, Ref):
+            value = self.dest.run.value(number.index)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise Unsettled
+            number = float(value)
+        if node.op == "mul" and number == 0:
+            raise Unsettled
+        here = replace(wanted, value=weight)
+        if wanted.source is None:
+            return replace(here, fill=wanted.fill - number if node.op == "add" else wanted.fill / number)
+        op, change = ("add", -float(number)) if node.op == "add" else ("mul", 1.0 / float(number))
+        function = torch.add if op == "add" else torch.mul
+        return replace(here, source=self.src.derive(op, function, Ref(wanted.source), change))
+
+    def _shared_out(self, node: Node, wanted: Wanted, weights: list[int]) -> Iterator[Wanted]:
+        """One operand takes the wanted value, the other what changes nothing; of a product that is zero one is zero.
+
+        An operand that follows from what is settled already is what it is, and the other one makes up for it.
+        """
+        full = _size(self.dest, node.index)
+        first, second = sorted(
+            weights, key=lambda i: (not self.is_open(i), _size(self.dest, i) < full, _depth(self.dest, i))
+        )
+        for given, other in ((first, second), (second, first)):
+            if self._follows(given):
+                yield self._made_up(node, wanted, given, other)
+                return
+        yield _spread(self.dest, node, replace(wanted, value=first))
+        is_zero = node.op == "mul" and wanted.source is None and wanted.fill == 0
+        if not is_zero and self.is_open(second):
+            neutral = 0.0 if node.op == "add" else 1.0
+            yield _spread(self.dest, node, replace(wanted, value=second, source=None, fill=neutral))
+
+    def _follows(self, index: int) -> bool:
+        """Whether a weight-side value is computed from weights that are settled whole."""
+        leaves = [i for i in self.dest.flow.ancestors([index]) if i in self.dest.flow.weights]
+        return bool(leaves) and all(leaf in self.known for leaf in leaves)
+
+    def _made_up(self, node: Node, wanted: Wanted, given: int, other: int) -> Wanted:
+        op, undo = ("neg", torch.neg) if node.op == "add" else ("reciprocal", torch.reciprocal)
+        rest = self.src.derive(op, undo, Ref(self._mirrored(given)))
+        function = torch.add if node.op == "add" else torch.mul
+        if wanted.source is None:
+            made = self.src.derive(node.op, function, Ref(rest), wanted.fill)
+        else:
+            shaped = self.src.derive("reshape", torch.reshape, Ref(wanted.source), node.shape)
+            made = self.src.derive(node.op, function, Ref(rest), Ref(shaped))
+        if self.src.flow[made].shape != self.dest.flow[other].shape:
+            raise Unsettled
+        places = torch.arange(_size(self.dest, other))
+        return Wanted(other, places, made, places)
+
+    def _mirrored(self, index: int) -> int:
+        """A value of dest's, computed on the src side from what its weights are settled to be."""
+        if index in self.known:
+            return self.known[index]
+        node = self.dest.flow[index]
+        if node.role is not Role.WEIGHT or node.kwargs:
+            raise Unsettled
+        args = replace_refs(node.args, lambda i: Ref(self._mirrored(i)))
+        assert node.function is not None
+        return self.src.derive(node.op, node.function, *_hashable(args))
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(_hashable(v) for v in value) if isinstance(value, (tuple, list)) else value
 
 
 def _moved_back(dest: Side, node: Node, wanted: Wanted) -> Iterator[Wanted]:
@@ -83,58 +191,6 @@ def _moved_back(dest: Side, node: Node, wanted: Wanted) -> Iterator[Wanted]:
         if bool(mine.any()):
             theirs = wanted.source_places[mine] if wanted.source is not None else wanted.source_places
             yield replace(wanted, value=i, places=read[mine] - start, source_places=theirs)
-
-
-def _undone(dest: Side, src: Source, node: Node, wanted: Wanted, is_open: Callable[[int], bool]) -> Iterator[Wanted]:
-    weights = [i for i in dict.fromkeys(node.operands) if dest.flow[i].role is Role.WEIGHT]
-    if node.op in ("add", "mul") and len(weights) == len(node.args) == 2:
-        yield from _shared_out(dest, node, wanted, weights, is_open)
-    elif node.op in ("add", "mul") and len(weights) == 1:
-        yield _without_number(dest, src, node, wanted, weights[0])
-    elif node.op == "rsqrt":
-        yield _inverse(src, _inverse(src, replace(wanted, value=weights[0]), *_INVERSES["sqrt"]), "reciprocal",
-                       torch.reciprocal)  # fmt: skip
-    elif node.op in _INVERSES and len(weights) == 1:
-        yield _inverse(src, replace(wanted, value=weights[0]), *_INVERSES[node.op])
-    else:
-        raise Unsettled
-
-
-def _inverse(src: Source, wanted: Wanted, op: str, function: Callable[[Tensor], Tensor]) -> Wanted:
-    if wanted.source is None:
-        return replace(wanted, fill=float(function(torch.tensor(wanted.fill, dtype=torch.float64))))
-    return replace(wanted, source=src.derive(op, function, Ref(wanted.source)))
-
-
-def _without_number(dest: Side, src: Source, node: Node, wanted: Wanted, weight: int) -> Wanted:
-    """`w + c = v` is `w = v - c`, `w * c = v` is `w = v / c`."""
-    number: Any = next(a for a in node.args if not (isinstance(a, Ref) and a.index == weight))
-    if isinstance(number, Ref):
-        value = dest.run.value(number.index)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            raise Unsettled
-        number = float(value)
-    if node.op == "mul" and number == 0:
-        raise Unsettled
-    here = replace(wanted, value=weight)
-    if wanted.source is None:
-        return replace(here, fill=wanted.fill - number if node.op == "add" else wanted.fill / number)
-    op, change = ("add", -float(number)) if node.op == "add" else ("mul", 1.0 / float(number))
-    return replace(here, source=src.derive(op, torch.add if op == "add" else torch.mul, Ref(wanted.source), change))
-
-
-def _shared_out(
-    dest: Side, node: Node, wanted: Wanted, weights: list[int], is_open: Callable[[int], bool]
-) -> Iterator[Wanted]:
-    """One operand takes the wanted value, the other what changes nothing; of a product that is zero one is zero."""
-    first, second = sorted(
-        weights, key=lambda i: (not is_open(i), _size(dest, i) < _size(dest, node.index), _depth(dest, i))
-    )
-    yield _spread(dest, node, replace(wanted, value=first))
-    is_zero = node.op == "mul" and wanted.source is None and wanted.fill == 0
-    if not is_zero and is_open(second):
-        neutral = 0.0 if node.op == "add" else 1.0
-        yield _spread(dest, node, replace(wanted, value=second, source=None, fill=neutral))
 
 
 def _spread(dest: Side, node: Node, wanted: Wanted) -> Wanted:

@@ -115,6 +115,22 @@ class Side:
         )
         return places[first.sort().values]
 
+    def is_shared(self, weight: int) -> bool:
+        """Whether what is stored behind a weight-side value is computed with in more than one place."""
+        leaves = [i for i in self.flow.ancestors([weight]) if i in self.flow.weights]
+        return any(len(self._uses(leaf)) > 1 for leaf in leaves)
+
+    def _uses(self, leaf: int) -> set[int]:
+        found: set[int] = set()
+        stack = [leaf]
+        while stack:
+            for reader in self.flow.readers.get(stack.pop(), ()):
+                if self.flow[reader].role is Role.WEIGHT:
+                    stack.append(reader)
+                else:
+                    found.add(reader)
+        return found
+
     def _is_repeated(self, weight: int) -> bool:
         """Whether a stack of matrices holds one matrix many times."""
         shape = self.flow[weight].shape
@@ -173,6 +189,8 @@ class Source(Side):
 
         args hold `Ref`s, numbers and tuples of numbers.
         """
+        if op in ("neg", "reciprocal") and self.flow[args[0].index].op == op:
+            return self.flow[args[0].index].operands[0]
         key = (op, function, args)
         if key not in self._derived:
             index, value = len(self.flow), function(*replace_refs(args, self.run.value))
@@ -257,6 +275,14 @@ class Source(Side):
     def patches(self) -> list[LinearForm]:
         """The convolutions over patches, as products of matrices."""
         found = (unfolded(form, self.flow[form.node], self.run.value) for form in self.linear)
+        return [form for form in found if form is not None]
+
+    @cached_property
+    def absorbed(self) -> list[LinearForm]:
+        """The products of data that a weight scales and another one shifts, as products of the data before that."""
+        from automap.align.effective import absorbed
+
+        found = (absorbed(self, form) for form in self.linear)
         return [form for form in found if form is not None]
 
     @cached_property

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from automap.align.assignment import Claim
 from automap.align.candidates import Candidate, certain
-from automap.align.effective import folded_lookup, scales_behind, terms_behind
+from automap.align.effective import folded_lookup, terms_behind
 from automap.align.forms import ElementForm, is_near
 from automap.align.labels import similarity
 from automap.align.moments import CLOSE, EXACT, bijection, clean, injection, row_order
@@ -198,11 +198,10 @@ def lookup_candidates(dest: Side, src: Source, form: Lookup) -> list[Candidate]:
 
 def _lookups(dest: Side, src: Source, form: Lookup) -> list[Lookup]:
     """Src's tables, those multiplied with a number afterwards also as if that were done already."""
-    scales = scales_behind(dest.flow, form.node)
+    is_shared = dest.is_shared(form.weight)
     found = []
     for other in src.lookups:
-        surplus = scales_behind(src.flow, other.node) - scales
-        effective = folded_lookup(src, other, surplus) if surplus > 0 else None
+        effective = None if is_shared else folded_lookup(src, other, dest.flow, form.node)
         found += [effective, other] if effective is not None else [other]
     return found
 
