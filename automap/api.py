@@ -21,7 +21,7 @@ from automap.diagnose import Diagnosis, diagnose
 from automap.errors import InputError, MismatchError, OutputError
 from automap.findings import Finding
 from automap.inputs import Inputs, describe_call, short_size
-from automap.planning import Draft, draft_plan
+from automap.planning import Draft, draft_plan, without_arithmetic
 from automap.results import CaptureSummary, Evidence, Match, Parity, Transfer
 
 Verify = Literal["quick", "default", "thorough"]
@@ -38,6 +38,7 @@ def match(
     seed: int = 0,
     pins: Sequence[str] = (),
     capture: Method = "dispatch",
+    algebra: bool = True,
 ) -> Match:
     """Return how dest's weights are made of src's, what stands in the way, and how sure each part is.
 
@@ -51,8 +52,9 @@ def match(
         src_output: the path of the output to compare (`logits`, `0.last_hidden_state`); all outputs if None.
         dest_output: the same for dest.
         seed: for the random weights that the match is made on.
-        pins: `DEST=SRC` names that must go together; a pin is checked, not trusted.
+        pins: what goes where the computation leaves a choice, `DEST=SRC` or `DEST=SRC[0:768]`; checked, not trusted.
         capture: how the models are recorded: `dispatch`, `export` or `hooks`.
+        algebra: also find weights that are computed from src's (folded norms, `1 + w`, merged branches).
 
     Raises:
         CaptureError: a model's forward could not be recorded.
@@ -66,12 +68,15 @@ def match(
         >>> found.verdict
         'impossible'
     """
-    return _matched(src, dest, sample_input, dest_input, src_output, dest_output, seed, tuple(pins), capture)[0]
+    return _matched(src, dest, sample_input, dest_input, src_output, dest_output, seed, tuple(pins), capture, algebra)[
+        0
+    ]
 
 
 def _matched(
     src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any,
     src_output: str | None, dest_output: str | None, seed: int, pins: tuple[str, ...], method: Method,
+    algebra: bool = True,
 ) -> tuple[Match, Solution, Diagnosis]:  # fmt: skip
     src_inputs = Inputs.of(sample_input)
     dest_inputs = src_inputs if dest_input is None else Inputs.of(dest_input)
@@ -83,12 +88,13 @@ def _matched(
     if mine.mode == "real":
         verification.refuse_nan(src, src_inputs, [path for path, _ in mine.outputs])
     captured = time.perf_counter()
-    solution = solve(mine, theirs, dest, dest_inputs, seed=seed)
+    solution = solve(mine, theirs, dest, dest_inputs, seed=seed, pins=pins)
     matched = solution.outcome.matched_outputs
     outputs = dict(solution.dest.flow.outputs)
     reached = solution.dest.flow.ancestors([outputs[path] for _, path, _ in matched])
     planned = time.perf_counter()
     draft = draft_plan(solution, reached)
+    draft = draft if algebra else without_arithmetic(draft)
     found = diagnose(solution, draft, pins)
     if "hooks" in (mine.method, theirs.method):
         draft, found = _held_to_models(solution, draft, found, src, dest, src_inputs, dest_inputs, seed)
@@ -196,6 +202,7 @@ def transfer(
     dest_output: str | None = None,
     pins: Sequence[str] = (),
     capture: Method = "dispatch",
+    algebra: bool = True,
 ) -> Transfer:
     """Return the proof that dest now computes what src computes: match, apply in place, verify.
 
@@ -212,15 +219,16 @@ def transfer(
         seed: for the random weights.
         src_output: the path of the output to compare.
         dest_output: the same for dest.
-        pins: `DEST=SRC` names that must go together.
+        pins: what goes where the computation leaves a choice, as for `match`.
         capture: how the models are recorded.
+        algebra: also find weights that are computed from src's, as for `match`.
 
     Raises:
         MismatchError: strict, and the models do not match; it carries the Transfer.
         CaptureError, InputError, OutputError: as for `match`.
     """
     found, solution, _ = _matched(
-        src, dest, sample_input, dest_input, src_output, dest_output, seed, tuple(pins), capture
+        src, dest, sample_input, dest_input, src_output, dest_output, seed, tuple(pins), capture, algebra
     )
     if strict and not found.is_complete:
         result = Transfer(found, None, _tested(found, (), False), False, tolerance or 0.0, found.timings_s)

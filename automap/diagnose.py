@@ -13,6 +13,7 @@ from automap.align.table import Side
 from automap.canonical.flow import Flow, Role, site_of
 from automap.causes import explain_stop
 from automap.findings import Finding, Site
+from automap.plan import format_expr, sources_of
 from automap.planning import Draft
 from automap.results import Verdict
 
@@ -118,14 +119,17 @@ def _has_blocks_left(solution: Solution, draft: Draft) -> bool:
 
 
 def _failed_outputs(solution: Solution) -> list[str]:
-    """Dest outputs without a partner, where src has an output of that size without one, or nothing agrees at all."""
+    """Dest outputs without a partner, where src has an output of that size without one, or nothing agrees at all.
+
+    Single numbers beside outputs that agree (losses, counts) are alike in size alone.
+    """
     matched = solution.outcome.matched_outputs
     theirs, ours = {b for _, b, _ in matched}, {a for a, _, _ in matched}
     flow, src = solution.dest.flow, solution.src.flow
     free = [src[i].shape for p, i in src.outputs if p not in ours and src[i].role is Role.ACTIVATION]
     sizes = [_count(shape) for shape in free]
     left = [(p, i) for p, i in flow.outputs if p not in theirs and flow[i].role is Role.ACTIVATION]
-    return [p for p, i in left if not matched or _count(flow[i].shape) in sizes]
+    return [p for p, i in left if not matched or (_count(flow[i].shape) > 1 and _count(flow[i].shape) in sizes)]
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -249,12 +253,10 @@ def _quiet_findings(solution: Solution, draft: Draft) -> list[Finding]:
         )
         for dest, src in draft.assumed
     ]
-    found += [
-        Finding(
-            "zero-filled", f"`{name}` is filled with zeros: src adds nothing there", None, Site(name, "weight"), "note"
-        )
-        for name in draft.zero_filled
-    ]
+    found += [_filled_finding(name, value) for name, value in draft.filled]
+    found += [_computed_finding(draft, name) for name in draft.computed]
+    found += [_kept_finding(name) for name in draft.own]
+    found += [_uncomputed_finding(name, formula) for name, formula in draft.uncomputed]
     found += [
         Finding(
             "ambiguous",
@@ -276,6 +278,31 @@ def _quiet_findings(solution: Solution, draft: Draft) -> list[Finding]:
     return found
 
 
+def _filled_finding(name: str, value: float) -> Finding:
+    """A weight that src has nothing for and that a constant makes do nothing."""
+    if value == 0:
+        message = f"`{name}` is filled with zeros: src adds nothing there"
+        return Finding("zero-filled", message, None, Site(name, "weight"), "note")
+    words = "ones" if value == 1 else f"{value:.6g}"
+    message = f"`{name}` is filled with {words}: src multiplies with nothing there, and so does dest with that"
+    return Finding("neutral-filled", message, None, Site(name, "weight"), "note")
+
+
+def _computed_finding(draft: Draft, name: str) -> Finding:
+    formula = format_expr(draft.plan.entries[name])
+    return Finding("computed", f"`{name}` is computed: {formula}", None, Site(name, "weight"), "note")
+
+
+def _uncomputed_finding(name: str, formula: str) -> Finding:
+    message = f"`{name}` would have to be computed: {formula}"
+    return Finding("unmatched-weight", message, None, Site(name, "weight"), help="allow arithmetic (no --no-algebra)")
+
+
+def _kept_finding(name: str) -> Finding:
+    message = f"the buffer `{name}` has no counterpart in src and was left as it is: the outputs agree with it"
+    return Finding("no-effect", message, None, Site(name, "weight"), "note")
+
+
 def _partly_finding(name: str, blind: int, unknown: int) -> Finding:
     """Elements that the sample does not read: taken as the others go on, or zero."""
     rest = f"; {unknown} of them have no counterpart in src and are zero" if unknown else ""
@@ -287,8 +314,6 @@ def _partly_finding(name: str, blind: int, unknown: int) -> Finding:
 
 def _pin_findings(draft: Draft, pins: tuple[str, ...]) -> list[Finding]:
     """A pin that the alignment contradicts is an error: it is checked, not trusted."""
-    from automap.plan import sources_of
-
     found = []
     for pin in pins:
         dest, _, src = pin.partition("=")

@@ -24,7 +24,8 @@ Code = Literal[
     "not-executed",
     "no-effect",
     "zero-filled",
-    "tied-differs",
+    "neutral-filled",
+    "computed",
     "ambiguous",
     "input-coincidence",
 ]

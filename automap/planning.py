@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,23 @@ from torch import Tensor
 from automap.align.assignment import ONE, UNKNOWN, ZERO
 from automap.align.solve import Solution
 from automap.capture import Weight
-from automap.plan import Cast, ElementMap, Expr, Plan, Reshape, Source, SourceTensor, build_expr
+from automap.computed import computed_expr, replaced
+from automap.plan import (
+    Cast,
+    ElementMap,
+    Expr,
+    Plan,
+    Reshape,
+    Source,
+    SourceTensor,
+    build_expr,
+    dtype_of,
+    format_expr,
+    is_computed,
+    shape_of,
+    simplify,
+    sources_of,
+)  # fmt: skip
 from automap.results import Evidence
 
 
@@ -21,7 +37,8 @@ class Draft:
 
     `partly` are weights of which the sample reads some elements only: name, how many it does not read, how many of
     those src has nothing for. `missing` are dest weights that reach a compared output and have no source, `idle` those
-    that reach none.
+    that reach none, `own` buffers that outputs agree with as they are, `uncomputed`
+    weights with the formula that they would take.
     """
 
     plan: Plan
@@ -30,9 +47,20 @@ class Draft:
     idle: tuple[str, ...]
     unused: tuple[str, ...]
     assumed: tuple[tuple[str, str], ...]
-    zero_filled: tuple[str, ...]
+    filled: tuple[tuple[str, float], ...]
     partly: tuple[tuple[str, int, int], ...] = ()
     doubtful: tuple[tuple[str, int], ...] = ()
+    own: tuple[str, ...] = ()
+    uncomputed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The dest weights that are arithmetic on src's, by their first names."""
+        shown: dict[Expr, str] = {}
+        for name, expr in self.plan.entries.items():
+            if is_computed(expr):
+                shown.setdefault(expr, name)
+        return tuple(shown.values())
 
 
 def draft_plan(solution: Solution, reached: set[int]) -> Draft:
@@ -40,13 +68,17 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
     books = _Books(solution)
     missing: list[str] = []
     idle: list[str] = []
+    own: list[str] = []
     for leaf, weight in solution.dest.flow.weights.items():
         whole = solution.outcome.assignment.whole.get(leaf)
         if whole is not None:
             books.enter_whole(weight, whole, "proved" if leaf in reached else "aligned")
             continue
         ids = solution.outcome.assignment.ids[leaf]
-        is_unknown = ids == UNKNOWN
+        if leaf in solution.outcome.assignment.own:
+            own.append(weight.name)
+            continue
+        is_unknown = ids < 0 if leaf not in reached else ids == UNKNOWN  # what fills nothing in sight is no finding
         if leaf not in reached and bool(is_unknown.all()):
             (missing if _is_wanted(solution, leaf) else idle).append(weight.name)
         elif bool(is_unknown.all()):
@@ -68,10 +100,22 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
         kept,
         books.unused(),
         assumed,
-        tuple(books.zero_filled),
+        tuple(books.filled),
         tuple(books.partly),
         tuple(books.doubtful),
+        tuple(own),
     )
+
+
+def without_arithmetic(draft: Draft) -> Draft:
+    """Return a draft that only moves: what would have to be computed is missing, and said to be."""
+    refused = {name: expr for name, expr in draft.plan.entries.items() if is_computed(expr)}
+    if not refused:
+        return draft
+    plan = Plan({n: e for n, e in draft.plan.entries.items() if n not in refused}, draft.plan.src, draft.plan.dest)
+    evidence = {name: kind for name, kind in draft.evidence.items() if name not in refused}
+    wanted = tuple((name, format_expr(refused[name])) for name in draft.computed)
+    return replace(draft, plan=plan, evidence=evidence, missing=(*draft.missing, *refused), uncomputed=wanted)
 
 
 def _is_wanted(solution: Solution, leaf: int) -> bool:
@@ -86,16 +130,21 @@ class _Books:
         self.solution = solution
         self.entries: dict[str, Expr] = {}
         self.evidence: dict[str, Evidence] = {}
-        self.zero_filled: list[str] = []
-        numbering = solution.src.numbering
-        weights = solution.src.flow.weights
-        self.sources = {
-            i: SourceTensor(weights[i].name, tuple(weights[i].tensor.shape), _dtype(weights[i].tensor), offset)
-            for i, offset in numbering.offsets.items()
-        }
+        self.filled: list[tuple[str, float]] = []
+        self.formulas: dict[str, Expr] = {}
+        self.sources = {i: self._source(i, offset) for i, offset in solution.src.numbering.offsets.items()}
         self.used: set[str] = set()
         self.partly: list[tuple[str, int, int]] = []
         self.doubtful: list[tuple[str, int]] = []
+
+    def _source(self, index: int, offset: int) -> SourceTensor:
+        """A stored src tensor, or a value computed from some, which stands for its formula."""
+        weight = self.solution.src.flow.weights.get(index)
+        if weight is not None:
+            return SourceTensor(weight.name, tuple(weight.tensor.shape), _dtype(weight.tensor), offset)
+        formula = computed_expr(self.solution.src, index)
+        self.formulas[f"%{index}"] = formula
+        return SourceTensor(f"%{index}", shape_of(formula), dtype_of(formula), offset)
 
     def enter_whole(self, weight: Weight, leaf: int, evidence: Evidence) -> None:
         """Add the entries of a dest weight that is one src weight, in another shape perhaps."""
@@ -125,8 +174,9 @@ class _Books:
             ids = extended(ids, list(self.sources.values()))
             self.partly.append((weight.name, int(is_blind.sum()), int((ids == UNKNOWN).sum())))
         ids = torch.where(ids == UNKNOWN, ZERO, ids)
-        if bool((ids == ZERO).all()):
-            self.zero_filled.append(weight.name)
+        fill = int(ids.reshape(-1)[0]) if ids.numel() else 0
+        if fill < 0 and bool((ids == fill).all()):
+            self.filled.append((weight.name, self.solution.outcome.assignment.fills[-1 - fill]))
         expr = self._expression(weight, ids)
         for name in weight.in_state:
             self.entries[name] = expr
@@ -137,8 +187,10 @@ class _Books:
         low, high = int(ids.min()), int(ids.max())
         mine = [s for s in self.sources.values() if s.offset <= high and low < s.offset + _size(s.shape)]
         touched = [s for s in mine if bool(((ids >= s.offset) & (ids < s.offset + _size(s.shape))).any())]
-        self.used |= {s.name for s in touched}
-        return build_expr(ElementMap(shape, dtype, ids, tuple(touched), (1.0,) if low <= ONE else ()))
+        fills = tuple(self.solution.outcome.assignment.fills[1:]) if low <= ONE else ()
+        expr = simplify(replaced(build_expr(ElementMap(shape, dtype, ids, tuple(touched), fills)), self.formulas))
+        self.used |= {s.name for s in sources_of(expr)}
+        return expr
 
     def guess(self, weights: list[Weight]) -> tuple[tuple[str, str], ...]:
         """Match weights that no compared output depends on by name and shape alone: only where one src weight fits."""

@@ -137,7 +137,6 @@ REFUSALS = [
         "attn softmax add",
         id="causal-in-src",
     ),
-    refusal(T, partial(T, partial(tf.Split, tf.wrongly_scaled)), "attribute-differs", "scale", id="attention-scale"),
     refusal(T, partial(T, block=tf.PostBlock), "op-missing rewired", "norm", id="norm-position"),
     refusal(
         T,

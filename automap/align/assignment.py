@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from automap.align.table import Side
+from automap.align.settle import Wanted, settled
+from automap.align.table import Side, Source
+from automap.canonical.evaluate import compute
+from automap.canonical.flow import Role
 from automap.canonical.provenance import Trace
 
-#: an element not yet decided; an element that is zero; other constants count on from ONE downwards
-UNKNOWN, ZERO, ONE = -1_000_000, -1, -2
+#: an element not yet decided, or dest's own; elements that are zero and one; other constants count on downwards
+UNKNOWN, OWN, ZERO, ONE = -1_000_000, -999_999, -1, -2
+_SAME = 1e-9
+
+
+#: a stored dest weight, flat places in it, the numbers of the src elements that they take
+Share: TypeAlias = tuple[int, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +82,7 @@ class Assignment:
     """
 
     dest: Side
-    src: Side
+    src: Source
     ids: dict[int, Tensor] = field(default_factory=dict)
     journal: list[_Entry] = field(default_factory=list)
     _leaves: list[int] = field(default_factory=list)
@@ -82,8 +92,9 @@ class Assignment:
     blank: set[int] = field(default_factory=set)
     whole: dict[int, int] = field(default_factory=dict)
     doubts: dict[int, Tensor] = field(default_factory=dict)
-    _worked_out: tuple[Claim, list[tuple[int, Tensor, Tensor]]] | None = None
-    src_values: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    fills: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    own: set[int] = field(default_factory=set)
+    _worked_out: tuple[Claim, list[Share] | None] | None = None
 
     def __post_init__(self) -> None:
         """Start with nothing decided."""
@@ -92,8 +103,6 @@ class Assignment:
         self._src_leaves = list(self.src.numbering.offsets)
         self._src_starts = list(self.src.numbering.offsets.values())
         self.blank = set(self._leaves)
-        leaves = [self.src.run.weights[i].reshape(-1) for i in self.src.numbering.offsets]
-        self.src_values = torch.cat(leaves) if leaves else self.src_values
         for leaf, size in self.dest.numbering.sizes.items():
             self.ids[leaf] = _blank(size)
 
@@ -106,7 +115,7 @@ class Assignment:
         if twins is not None and twins[0] in self.blank:
             self._take_whole(*twins, step)
             return True
-        for leaf, places, values in self._carried(claim):
+        for leaf, places, values in self._carried(claim) or ():
             if leaf in self.blank:
                 self.blank.discard(leaf)
                 self.ids[leaf] = self.ids[leaf].clone()
@@ -142,23 +151,37 @@ class Assignment:
         sizes = self.dest.numbering.sizes[leaf], self.src.numbering.sizes[other]
         return (leaf, other) if sizes[0] == sizes[1] == mine.numel() else None
 
+    def keep_own(self, leaf: int, step: int) -> None:
+        """Let a dest weight keep the values it has: a table of dest's own that src need not have."""
+        tensor = self.dest.flow.weights[leaf].tensor.detach()
+        self.blank.discard(leaf)
+        self.own.add(leaf)
+        self.ids[leaf] = torch.tensor(OWN).expand(tensor.numel())
+        self.journal.append(_Entry(step, leaf, slice(None)))
+        self.dest.run.weights[leaf] = tensor.double()
+        self.dest.run.touch(leaf)
+
     def _take_whole(self, leaf: int, other: int, step: int) -> None:
         start, size = self.src.numbering.offsets[other], self.src.numbering.sizes[other]
         self.blank.discard(leaf)
         self.ids[leaf] = self.src.numbering.numbers[start : start + size]
         self.whole[leaf] = other
         self.journal.append(_Entry(step, leaf, slice(None)))
-        self.dest.run.weights[leaf] = self.src_values[start : start + size].view(self.dest.flow[leaf].shape)
+        self.dest.run.weights[leaf] = self.src.run.weights[other].reshape(self.dest.flow[leaf].shape)
         self.dest.run.touch(leaf)
 
     def accepts(self, claim: Claim) -> bool:
         """Whether a claim gives each dest element one source only, and none that contradicts what is decided."""
-        if claim.src_value is None:
-            return True
         targets = self.dest.traces(claim.dest_value)
-        if len(targets) == 1 and targets[0].is_once and self._leaf_of(self.dest, targets[0]) in self.blank:
+        is_simple = len(targets) == 1 and not targets[0].path
+        if is_simple and claim.src_value is None:
             return True
-        for leaf, places, values in self._carried(claim):
+        if is_simple and targets[0].is_once and self._leaf_of(self.dest, targets[0]) in self.blank:
+            return True
+        carried = self._carried(claim)
+        if carried is None:
+            return False
+        for leaf, places, values in carried if claim.src_value is not None else ():
             known = self.ids[leaf][places]
             if bool(((known != UNKNOWN) & (known != values)).float().mean() > 0.5):
                 return False
@@ -168,22 +191,109 @@ class Assignment:
                 return False
         return True
 
-    def _carried(self, claim: Claim) -> list[tuple[int, Tensor, Tensor]]:
-        """(dest weight, flat places in it, numbers of src elements) for each dest weight that a claim touches."""
+    def shares(self, claim: Claim) -> list[Share]:
+        """Return what a claim says of each stored weight of dest; nothing where it cannot be carried back."""
+        return self._carried(claim) or []
+
+    def _carried(self, claim: Claim) -> list[Share] | None:
+        """What a claim says of each stored weight of dest, or None where arithmetic stands between that has no way
+        back.
+        """
         if self._worked_out is None or self._worked_out[0] is not claim:
-            self._worked_out = (claim, list(self._work_out(claim)))
+            self._worked_out = (claim, self._work_out(claim))
         return self._worked_out[1]
 
-    def _work_out(self, claim: Claim) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _work_out(self, claim: Claim) -> list[Share] | None:
+        """Weight by weight where both values are made alike, else by undoing dest's arithmetic; what is guessed is
+        checked.
+        """
+        mine = sorted(_plain(t.path) for t in self.dest.traces(claim.dest_value))
+        theirs = [] if claim.src_value is None else sorted(_plain(t.path) for t in self.src.traces(claim.src_value))
+        if mine == theirs or (mine == [()] and claim.src_value is None):
+            return list(self._leafwise(claim))
+        if theirs and all(source is not None for _, source in self._paired(claim)):
+            found = list(self._leafwise(claim))
+            if self._gives(claim, found):
+                return found
+        undone = self._settled(claim)
+        return undone if undone is not None and self._gives(claim, undone) else None
+
+    def _leafwise(self, claim: Claim) -> Iterator[Share]:
         for target, source in self._paired(claim):
             wanted = _at(target.ids, claim.dest_places)
             if source is None:
-                given = torch.full_like(wanted, ONE if claim.fill == 1.0 else ZERO)
+                given = torch.full_like(wanted, self._constant(claim.fill))
             else:
                 given = _at(source.ids, claim.src_places).clamp(min=ZERO)
             yield from self._by_leaf(wanted, given)
 
-    def _by_leaf(self, wanted: Tensor, given: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _settled(self, claim: Claim) -> list[Share] | None:
+        """The shares of the weights behind a computed value, by undoing what is done to them."""
+        places = self._places(self.dest, claim.dest_value, claim.dest_places)
+        source = places if claim.src_value is None else self._places(self.src, claim.src_value, claim.src_places)
+        wanted = Wanted(claim.dest_value, places, claim.src_value, source, claim.fill)
+        found = settled(self.dest, self.src, wanted, self._is_open)
+        if found is None:
+            return None
+        return [(w.value, w.places, self._numbers(w)) for w in found]
+
+    def _places(self, side: Side, index: int, places: Tensor | None) -> Tensor:
+        return torch.arange(math.prod(side.flow[index].shape)) if places is None else places
+
+    def _numbers(self, wanted: Wanted) -> Tensor:
+        """The src numbers of wanted elements: of stored weights where they are moved only, else of the value itself."""
+        if wanted.source is None:
+            return torch.full_like(wanted.places, self._constant(wanted.fill))
+        behind = self.src.traces(wanted.source)
+        if len(behind) == 1 and not behind[0].path:
+            return _at(behind[0].ids, wanted.source_places).clamp(min=ZERO)
+        return self.src.number(wanted.source) + wanted.source_places
+
+    def _constant(self, fill: float) -> int:
+        if fill not in self.fills:
+            self.fills.append(fill)
+        return -1 - self.fills.index(fill)
+
+    def _is_open(self, index: int) -> bool:
+        leaves = (i for i in self.dest.flow.ancestors([index]) if i in self.ids)
+        return any(leaf in self.blank or bool((self.ids[leaf] == UNKNOWN).any()) for leaf in leaves)
+
+    def _gives(self, claim: Claim, shares: list[Share]) -> bool:
+        """Whether dest's value, computed with what the shares say, is the one claimed."""
+        flow = self.dest.flow
+        weights: dict[int, Tensor] = {}
+        for leaf, places, numbers in shares:
+            value = weights.setdefault(leaf, self.dest.run.weights[leaf].reshape(-1).clone())
+            value[places] = self._values(numbers)
+        known: dict[int, Any] = {leaf: value.view(flow[leaf].shape) for leaf, value in weights.items()}
+        for index in sorted(flow.ancestors([claim.dest_value])):
+            if index not in known:
+                is_computed = flow[index].role is Role.WEIGHT and flow[index].op != "weight"
+                known[index] = compute(flow[index], known.__getitem__) if is_computed else self.dest.run.value(index)
+        mine = known[claim.dest_value].reshape(-1)[self._places(self.dest, claim.dest_value, claim.dest_places)]
+        if claim.src_value is None:
+            return bool(torch.allclose(mine, torch.full_like(mine, claim.fill), rtol=_SAME, atol=_SAME))
+        theirs = self.src.run.value(claim.src_value).reshape(-1)
+        theirs = theirs[self._places(self.src, claim.src_value, claim.src_places)]
+        return bool(torch.allclose(mine, theirs, rtol=_SAME, atol=_SAME * float(theirs.abs().max())))
+
+    def _values(self, numbers: Tensor) -> Tensor:
+        """The float64 values of src elements and constants; what is not decided is NaN."""
+        flat = numbers.reshape(-1).contiguous()
+        offsets = self.src.numbering.offsets
+        leaves, starts = list(offsets), torch.tensor(list(offsets.values()))
+        value = torch.full(flat.shape, torch.nan, dtype=torch.float64)
+        owners = torch.bucketize(flat, starts, right=True) - 1
+        for owner in torch.unique(owners).tolist():
+            mine = owners == owner
+            if owner >= 0:
+                taken = self.src.run.value(leaves[owner]).reshape(-1)
+                value[mine] = taken[flat[mine] - starts[owner]]
+        for place, fill in enumerate(self.fills):
+            value[flat == -1 - place] = fill
+        return value
+
+    def _by_leaf(self, wanted: Tensor, given: Tensor) -> Iterator[Share]:
         high = int(wanted.max()) if wanted.numel() else -1
         if high < 0:
             return
@@ -241,13 +351,7 @@ class Assignment:
         return sources[0] if sources else None
 
     def _refresh(self, leaf: int) -> None:
-        ids = self.ids[leaf]
-        value = self.src_values[ids.clamp(min=0)] if len(self.src_values) else ids.double()
-        if int(ids.min()) < 0:
-            value[ids == UNKNOWN] = torch.nan
-            value[ids == ZERO] = 0.0
-            value[ids == ONE] = 1.0
-        self.dest.run.weights[leaf] = value.view(self.dest.flow[leaf].shape)
+        self.dest.run.weights[leaf] = self._values(self.ids[leaf]).view(self.dest.flow[leaf].shape)
         self.dest.run.touch(leaf)
 
     def undo(self, steps: set[int]) -> None:
@@ -257,7 +361,8 @@ class Assignment:
         for entry in self.journal:
             if entry.step in steps:
                 if isinstance(entry.places, slice):
-                    del self.whole[entry.leaf]
+                    self.whole.pop(entry.leaf, None)
+                    self.own.discard(entry.leaf)
                     self.ids[entry.leaf] = _blank(self.dest.numbering.sizes[entry.leaf])
                 else:
                     self.ids[entry.leaf][entry.places] = UNKNOWN

@@ -12,6 +12,7 @@ from functools import cached_property
 from torch import Tensor
 
 from automap.align.assignment import Claim
+from automap.align.labels import Label
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,15 +20,24 @@ class Candidate:
     """One possible counterpart: what it claims, which src part it takes, and how alike the two are (higher is better).
 
     Claims are worked out when first asked for: most candidates are never tried. `channels` tells for a product of
-    matrices the src op and which of its output channels dest's are.
+    matrices the src op and which of its output channels dest's are, `readers` the src ops that compute with these. A
+    folded one takes an effective weight; `shift` is then what src adds in the same step.
     """
 
     work_out: Callable[[], tuple[Claim, ...]]
     key: tuple[object, ...]
-    label: tuple[int, ...]
+    label: Label
     likeness: float
     off: float = 0.0
     channels: tuple[int, Tensor, Tensor] | None = None
+    readers: frozenset[int] = frozenset()
+    shift: int | None = None
+    is_folded: bool = False
+
+    @property
+    def id(self) -> tuple[object, ...]:
+        """What tells this candidate from the others of one use."""
+        return (*self.key, self.is_folded)
 
     @cached_property
     def claims(self) -> tuple[Claim, ...]:
@@ -42,7 +52,8 @@ def certain(*claims: Claim) -> Callable[[], tuple[Claim, ...]]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """A set of dest output channels that must find one counterpart: what is decided at once."""
+    """A set of output channels that must find one counterpart, and the ops that compute with them."""
 
     channels: Tensor
-    label: tuple[int, ...]
+    label: Label
+    readers: frozenset[int] = frozenset()

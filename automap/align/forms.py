@@ -27,6 +27,7 @@ class LinearForm:
     `columns` holds the moments of what each input channel carries, `(groups, in, 3)`; `places` the position of each
     weight element in the weight-side value, `(groups, out, in, taps)`; `channels` the output channel of each element of
     the result. `geometry` is what else the op depends on, `count` over how many positions a column goes.
+    In a folded form what follows the op is carried out: `weight` is the effective one, `shift` what is added to it.
     """
 
     node: int
@@ -40,6 +41,8 @@ class LinearForm:
     geometry: tuple[Any, ...] = ()
 
     center: tuple[float, ...] = ()
+    shift: int | None = None
+    is_folded: bool = False
 
     @property
     def groups(self) -> int:
@@ -151,7 +154,7 @@ def convolution_form(flow: Flow, node: Node, weight: int, value: Values) -> Line
 
 def unfolded(form: LinearForm, node: Node, value: Values) -> LinearForm | None:
     """Return a convolution as the product of matrices over its patches, or None where that is not one."""
-    if form.kind != "convolution" or form.groups != 1 or form.geometry[4] or form.places.shape[-1] == 1:
+    if form.kind != "convolution" or form.geometry[4] or form.places.shape[-1] == 1:
         return None
     taps, stride, padding, dilation = form.geometry[:4]
     x = value(form.data)
@@ -162,14 +165,14 @@ def unfolded(form: LinearForm, node: Node, value: Values) -> LinearForm | None:
     dims = (0, *range(2, 2 + len(taps)))  # batch and the patch grid; channels and taps stay
     if x.numel() > 50_000_000:
         return None
-    columns = moments(x, dims).reshape(1, -1, 3)
-    places = form.places.reshape(1, form.width, -1, 1)
+    columns = moments(x, dims).reshape(form.groups, -1, 3)
+    places = form.places.reshape(form.groups, form.width, -1, 1)
     return replace(
         form,
         kind="matmul",
         columns=columns,
         places=places,
-        count=x.numel() // columns.shape[1],
+        count=x.numel() // (form.groups * columns.shape[1]),
         geometry=(),
         center=center(columns),
     )
@@ -189,7 +192,7 @@ def element_form(
     the form is as if the weight met this term of the data, which is a sum.
     """
     others = [i for i in node.operands if i != weight]
-    if len(others) != 1 or flow[others[0]].role is Role.WEIGHT:
+    if addend is None and (len(others) != 1 or flow[others[0]].role is Role.WEIGHT):
         return None
     data = others[0] if addend is None else addend
     x = value(data)

@@ -5,10 +5,15 @@ Labels only order the candidates that values leave open; they never decide.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import TypeAlias
+
 from automap.canonical.flow import Flow, Node, Role
 from automap.canonical.rules.layout import MOVES
 
 DEPTH = 6
+#: what follows a value, one entry for each depth
+Label: TypeAlias = tuple[Hashable, ...]
 _SILENT = (MOVES - {"cat", "stack"}) | {"cast"}
 
 
@@ -39,22 +44,26 @@ def _heard(flow: Flow) -> list[tuple[tuple[int, str], ...]]:
     return heard
 
 
-def labels(flow: Flow) -> list[tuple[int, ...]]:
+def labels(flow: Flow) -> list[Label]:
     """Return for each node one label per depth; equal labels mean equal use to that depth."""
     heard = _heard(flow)
     current = [0] * len(flow)
-    found: list[tuple[int, ...]] = [()] * len(flow)
+    found: list[Label] = [()] * len(flow)
     outputs = {index for _, index in flow.outputs}
     for _ in range(DEPTH):
         following = [0] * len(flow)
         for index in range(len(flow)):
-            uses = tuple(sorted((name, current[reader]) for reader, name in heard[index]))
+            uses = tuple(sorted({(name, current[reader]) for reader, name in heard[index]}))
             following[index] = hash((uses, index in outputs))
         current = following
         found = [(*labels, label) for labels, label in zip(found, current, strict=True)]
     return found
 
 
-def similarity(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """Return to what depth two labels agree."""
-    return sum(x == y for x, y in zip(a, b, strict=False))
+def similarity(a: Label, b: Label) -> int:
+    """Return at how many depths two labels agree; a set agrees with one that it holds: one step of a loop, say."""
+    return sum(_agree(x, y) for x, y in zip(a, b, strict=False))
+
+
+def _agree(x: Hashable, y: Hashable) -> bool:
+    return x == y or (isinstance(x, frozenset) and isinstance(y, frozenset) and (x <= y or y <= x))

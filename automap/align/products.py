@@ -6,7 +6,8 @@ Columns give the order of input channels, what reads the outputs gives their par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from automap.align.assignment import Claim
 from automap.align.candidates import Candidate, Piece, certain
+from automap.align.effective import folded, scales_behind, scales_to
 from automap.align.forms import LinearForm, is_near, unfolded
 from automap.align.labels import similarity
 from automap.align.moments import CLOSE, EXACT, bijection, clean, distance, row_order
 from automap.align.table import Side, Source
+from automap.canonical.flow import Flow
+from automap.canonical.rules.layout import MOVES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,11 +40,12 @@ def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[P
     for tolerance in (EXACT, CLOSE):
         for mine, theirs in _readings(dest, src, form):
             if mine.groups > 1:
-                found = _stacked(dest, src, mine, theirs, tolerance)
+                found = _stacked(dest, src, mine, [*_folded_stacks(dest, src, mine, theirs), *theirs], tolerance)
                 if found:
                     return found
             units = [_units(mine, group, theirs, tolerance) for group in range(mine.groups)]
             if all(units):
+                units = [_units(mine, n, src.branches, tolerance) + group for n, group in enumerate(units)]
                 found = _pieces(dest, src, mine, units)
                 if found:
                     return found
@@ -70,6 +75,8 @@ def _readings(dest: Side, src: Source, form: LinearForm) -> list[tuple[LinearFor
         found.append((form, src.patches))
     if patches is not None:
         found.append((patches, [f for f in src.linear if f.kind == "matmul"] + src.patches))
+    if form.kind == "matmul" and form.groups == 1:
+        found.append((form, src.absorbed))
     return found
 
 
@@ -112,8 +119,25 @@ def _stacked(
             likeness = similarity(piece.label, src.labels[other.node]) + (
                 3.0 if form.geometry == other.geometry else 0.0
             )
-            options.append(Candidate(certain(claim), (other.node, "stack"), src.labels[other.node], likeness))
+            likeness += 3.0 if other.is_folded else 0.0
+            order = torch.arange(form.groups * form.width)
+            channels = (other.node, order, order) if other.is_folded else None
+            options.append(
+                Candidate(
+                    certain(claim), (other.node, "stack"), src.labels[other.node], likeness, channels=channels,
+                    shift=other.shift, is_folded=other.is_folded,
+                )
+            )  # fmt: skip
     return [(piece, options)] if options else []
+
+
+def _folded_stacks(dest: Side, src: Source, form: LinearForm, forms: list[LinearForm]) -> list[LinearForm]:
+    """Grouped convolutions of src with what follows there, and not in dest, carried out."""
+    scales = scales_behind(dest.flow, form.node)
+    alike = [f for f in forms if f.kind == "convolution" and f.places.shape == form.places.shape]
+    surplus = [(f, scales_behind(src.flow, f.node) - scales) for f in alike]
+    found = [folded(src, f, count) for f, count in surplus if count > 0]
+    return [*(f for f in src.branches if f.groups > 1), *(f for f in found if f is not None)]
 
 
 def _group_order(mine: Tensor, theirs: Tensor, tolerance: float) -> Tensor | None:
@@ -169,7 +193,7 @@ def _pieces(dest: Side, src: Source, form: LinearForm, units: list[list[_Unit]])
 
 def _partings(dest: Side, form: LinearForm, units: list[list[_Unit]]) -> list[list[Piece]]:
     """Ways to cut a dest use's outputs: by who reads them, the like-read together, whole."""
-    read = [Piece(p.channels, dest.part_label(p, form)) for p in dest.parts(form)]
+    read = _read(dest, form)
     whole = [Piece(torch.arange(form.width), dest.labels[form.node])]
     if sum(len(p.channels) for p in read) != form.width:
         unread = torch.ones(form.width, dtype=torch.bool)
@@ -181,12 +205,18 @@ def _partings(dest: Side, form: LinearForm, units: list[list[_Unit]]) -> list[li
     return [read, _merged(read), *halves, whole]
 
 
+def _read(side: Side, form: LinearForm) -> list[Piece]:
+    """A use's outputs as they are read."""
+    parts = side.parts(form)
+    return [Piece(p.channels, side.part_label(p, form), frozenset(r for r, _ in p.readers)) for p in parts]
+
+
 def _cut(pieces: list[Piece], size: int) -> list[Piece]:
     """Pieces cut into runs of a size, where they are multiples of it."""
     found: list[Piece] = []
     for piece in pieces:
         runs = torch.split(piece.channels, size) if len(piece.channels) % size == 0 else (piece.channels,)
-        found.extend(Piece(run, piece.label) for run in runs)
+        found.extend(replace(piece, channels=run) for run in runs)
     return found
 
 
@@ -195,7 +225,10 @@ def _merged(pieces: list[Piece]) -> list[Piece]:
     together: dict[object, list[Piece]] = {}
     for piece in pieces:
         together.setdefault(piece.label, []).append(piece)
-    return [Piece(torch.cat([p.channels for p in group]), group[0].label) for group in together.values()]
+    return [
+        Piece(torch.cat([p.channels for p in group]), group[0].label, frozenset().union(*(p.readers for p in group)))
+        for group in together.values()
+    ]
 
 
 def _options(dest: Side, src: Source, form: LinearForm, piece: Piece, units: list[list[_Unit]]) -> list[Candidate]:
@@ -267,35 +300,76 @@ def _group_options(
     dest: Side, src: Source, form: LinearForm, group: int, piece: Piece, units: list[_Unit]
 ) -> list[Candidate]:
     found = []
-    size = len(piece.channels)
+    size, scales = len(piece.channels), scales_to(dest.flow, form.node, piece.readers)
     for unit in units:
-        for channels, label, key in _src_pieces(src, unit, size):
-            claims = partial(_piece_claim, dest, src, form, group, piece, unit, channels)
-            likeness = similarity(piece.label, label) + (0.5 if unit.form.geometry == form.geometry else 0.0)
-            likeness += (2.0 if unit.form.width == form.width else 0.0) + _FIT[key[0]]
-            pair = (unit.form.node, piece.channels, channels) if form.groups == unit.form.groups == 1 else None
-            found.append(Candidate(claims, (unit.form.node, unit.group, *key), label, likeness, unit.off, pair))
+        for part, key in _src_pieces(src, unit, size):
+            surplus = scales_to(src.flow, unit.form.node, part.readers) - scales
+            effective = folded(src, unit.form, surplus) if surplus > 0 and not unit.form.is_folded else None
+            for taken in [replace(unit, form=effective), unit] if effective is not None else [unit]:
+                found.append(_option(dest, src, form, group, piece, taken, part, key))
     return found
 
 
+def _option(
+    dest: Side, src: Source, form: LinearForm, group: int, piece: Piece, unit: _Unit, part: Piece,
+    key: tuple[str, int],
+) -> Candidate:  # fmt: skip
+    """The candidate that a piece of a dest use is a part of a src one."""
+    claims = partial(_piece_claim, dest, src, form, group, piece, unit, part.channels)
+    likeness = similarity(piece.label, part.label) + (0.5 if unit.form.geometry == form.geometry else 0.0)
+    likeness += (2.0 if unit.form.width == form.width else 0.0) + _FIT[key[0]] + (3.0 if unit.form.is_folded else 0.0)
+    is_numbered = form.groups == 1 and (unit.form.groups == 1 or src.flow[unit.form.node].op == "convolution")
+    numbers = unit.group * unit.form.width + part.channels
+    pair = (unit.form.node, piece.channels, numbers) if is_numbered else None
+    which, shift, is_folded = (unit.form.node, unit.group, *key), unit.form.shift, unit.form.is_folded
+    return Candidate(claims, which, part.label, likeness, unit.off, pair, part.readers, shift, is_folded)
+
+
+#: layout ops that may read one channel several times
+_SPREADING = {"expand", "repeat", "index", "index_select"}
 #: how well a cut of src's outputs speaks for a candidate
-_FIT = {"part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
+_FIT = {"repeat": 0.0, "part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
 
 
-def _src_pieces(src: Source, unit: _Unit, size: int) -> list[tuple[Tensor, tuple[int, ...], tuple[str, int]]]:
+def _src_pieces(src: Source, unit: _Unit, size: int) -> list[tuple[Piece, tuple[str, int]]]:
     """The parts of a unit's outputs with `size` channels: as read, merged, runs of them, or the whole."""
-    read = [Piece(p.channels, src.part_label(p, unit.form)) for p in src.parts(unit.form)]
-    found = [(p.channels, p.label, ("part", n)) for n, p in enumerate(read) if len(p.channels) == size]
+    read = _read(src, unit.form)
+    found = [(p, ("part", n)) for n, p in enumerate(read) if len(p.channels) == size]
     if not found:
-        found = [(p.channels, p.label, ("merged", n)) for n, p in enumerate(_merged(read)) if len(p.channels) == size]
+        found = [(p, ("merged", n)) for n, p in enumerate(_merged(read)) if len(p.channels) == size]
     if not found:
         runs = [
-            (p, r)
+            replace(p, channels=r)
             for p in _merged(read)
             if len(p.channels) > size and len(p.channels) % size == 0
             for r in torch.split(p.channels, size)
         ]
-        found = [(run, p.label, ("run", n)) for n, (p, run) in enumerate(runs)]
+        found = [(run, ("run", n)) for n, run in enumerate(runs)]
     if not found and unit.form.width == size:
-        found = [(torch.arange(size), src.labels[unit.form.node], ("whole", 0))]
-    return found
+        found = [(Piece(torch.arange(size), src.labels[unit.form.node]), ("whole", 0))]
+    return found or list(_repeated(src, read, size)) if _is_spread(src.flow, unit.form.node) else found
+
+
+def _repeated(src: Source, read: list[Piece], size: int) -> Iterator[tuple[Piece, tuple[str, int]]]:
+    """Parts that src reads several times over, as many times as dest has channels for: blocks of every even size."""
+    for piece in read:
+        width = len(piece.channels)
+        if width < size and size % width == 0:
+            for block in (b for b in range(width, 1, -1) if width % b == 0):
+                rows = piece.channels.view(-1, 1, block).expand(-1, size // width, -1)
+                yield replace(piece, channels=rows.reshape(-1)), ("repeat", block)
+
+
+def _is_spread(flow: Flow, index: int) -> bool:
+    """Whether what is computed with a product reads some of its channels more than once, as shared heads are."""
+    stack = [index]
+    while stack:
+        step = stack.pop()
+        for reader in flow.readers.get(step, ()):
+            node = flow[reader]
+            if node.op in _SPREADING and math.prod(node.shape) > math.prod(flow[step].shape):
+                return True
+            if node.op in MOVES or node.op == "add" or node.op == "mul":
+                is_same = math.prod(node.shape) <= math.prod(flow[index].shape)
+                stack += [reader] if is_same and reader not in stack else []
+    return False

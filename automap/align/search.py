@@ -15,17 +15,28 @@ from torch import Tensor
 from automap.align.assignment import Assignment
 from automap.align.candidates import Candidate, Piece
 from automap.align.forms import ElementForm, LinearForm, addends, element_form
+from automap.align.labels import Label
 from automap.align.moments import CLOSE
 from automap.align.outputs import relative_difference
+from automap.align.pins import Pin, fits_pins
 from automap.align.products import linear_candidates
+from automap.align.scale import Factor, proportional, rescaled
 from automap.align.table import Lookup, Side, Slot, Source, weight_operands
-from automap.align.tables import bias_candidates, element_candidates, lookup_candidates, slot_candidates, zero_candidate
+from automap.align.tables import (
+    bias_candidates,
+    element_candidates,
+    lookup_candidates,
+    neutral_candidate,
+    slot_candidates,
+)
 from automap.canonical.evaluate import compute
 from automap.canonical.flow import Role
 from automap.canonical.rules.layout import MOVES
 
 #: so many ops are computed again for one revision, and for all of a walk, before what is open stays open
 _REVISION, _WALK = 6_000, 12_000
+#: so many values of dest that are src's times a number are tried
+_FACTORS = 6
 Key = tuple[int, int, int]  # dest node, weight-side operand, piece
 
 
@@ -34,10 +45,11 @@ class Choice:
     """A decision in dest: candidates in order of likeness, the one taken, whether what follows bears it out."""
 
     key: Key
-    label: tuple[int, ...]
+    label: Label
     candidates: list[Candidate]
     current: int = 0
     is_confirmed: bool = False
+    readers: frozenset[int] = frozenset()
 
     @property
     def taken(self) -> Candidate:
@@ -77,6 +89,7 @@ class Search:
     src: Source
     dest: Side
     assignment: Assignment
+    pins: tuple[Pin, ...] = ()
     choices: dict[Key, Choice] = field(default_factory=dict)
     fresh: dict[int, frozenset[Key]] = field(default_factory=dict)
     ripe: dict[int, frozenset[Key]] = field(default_factory=dict)
@@ -88,6 +101,8 @@ class Search:
     partners: dict[int, int] = field(default_factory=dict)
     offs: dict[int, float] = field(default_factory=dict)
     found: dict[int, tuple[object, list[tuple[Piece, list[Candidate]]]]] = field(default_factory=dict)
+    feeding: dict[int, set[Key]] = field(default_factory=dict)
+    offered: dict[Key, Candidate] = field(default_factory=dict)
     trials: int = 0
     work: int = 0
 
@@ -97,7 +112,7 @@ class Search:
             if node.index not in live or node.role is not Role.ACTIVATION:
                 continue
             stop = self._process(node.index)
-            if stop is not None and not (self.work < _WALK and self._repair(stop)):
+            if stop is not None and not self._keep_own(stop) and not (self.work < _WALK and self._mend(stop)):
                 self._give_up(stop)
         matched = self._outputs(outputs)
         return Outcome(
@@ -157,15 +172,24 @@ class Search:
         slot = Slot(index, weight, node.op + (".data" if is_table_data else ""))
         return self._decide(index, weight, 0, self.dest.labels[index], slot_candidates(self.dest, self.src, slot))
 
-    def _following(self, form: ElementForm) -> list[Candidate]:
-        """The src bias that follows the product whose result this one is added to."""
+    def _folded_bias(self, form: ElementForm) -> list[Candidate]:
+        """What follows a product that takes an effective weight: src has the values before this sum nowhere."""
+        if form.kind != "add" or not any(candidate.is_folded for candidate in self._products(form)):
+            return []
+        return [c for c in self._following(form) if self._accepts(c)]
+
+    def _products(self, form: ElementForm) -> list[Candidate]:
+        """What was chosen for the products whose results a table meets."""
         data = form.data
         while self.dest.flow[data].op in MOVES and len(self.dest.flow[data].operands) == 1:
             data = self.dest.flow[data].operands[0]
-        pairs = [c.taken.channels for key, c in sorted(self.choices.items()) if key[0] == data]
-        if form.kind != "add" or not pairs:
-            return []
-        return bias_candidates(self.dest, self.src, form, [p for p in pairs if p is not None])
+        taken = [choice.taken for key, choice in sorted(self.choices.items()) if key[0] == data]
+        return [candidate for candidate in taken if candidate.channels is not None]
+
+    def _following(self, form: ElementForm) -> list[Candidate]:
+        """The src bias that follows the product whose result this one is added to."""
+        taken = self._products(form) if form.kind == "add" else []
+        return bias_candidates(self.dest, self.src, form, taken) if taken else []
 
     def _element(self, index: int, weight: int, addend: int | None = None) -> ElementForm | None:
         essential = self.dest.essential(weight)
@@ -178,7 +202,7 @@ class Search:
             return Stop(form.node, reason, form.weight)
         self._confirm(form.data, max(c.off for _, options in pieces for c in options[:1]))
         for number, (piece, options) in enumerate(pieces):
-            stop = self._decide(form.node, form.weight, number, piece.label, options)
+            stop = self._decide(form.node, form.weight, number, piece.label, options, piece.readers)
             if stop is not None:
                 return stop
         return None
@@ -198,7 +222,7 @@ class Search:
         return self._decide(index, weight, 0, self.dest.labels[index], found)
 
     def _resolve_element(self, form: ElementForm) -> Stop | None:
-        found = element_candidates(self.dest, self.src, form)
+        found = self._folded_bias(form) or element_candidates(self.dest, self.src, form)
         for term in () if found else addends(self.dest.flow, form):
             other = self._element(form.node, form.weight, term)
             found = found or (element_candidates(self.dest, self.src, other) if other is not None else [])
@@ -211,7 +235,7 @@ class Search:
         else:
             is_held = self.src.holds(self.dest.run.value(form.data))
             slots = slot_candidates(self.dest, self.src, Slot(form.node, form.weight, self.dest.flow[form.node].op))
-            zeros = [zero_candidate(form, self.dest)] if form.kind == "add" else []
+            zeros = [neutral_candidate(form)] if form.kind in ("add", "mul") else []
             slots = sorted(slots, key=lambda c: -c.likeness)[:8]
             found = [*zeros, *slots] if is_held else [*slots, *zeros]
             if is_held:
@@ -219,20 +243,26 @@ class Search:
         return self._decide(form.node, form.weight, 0, self.dest.labels[form.node], found)
 
     def _decide(
-        self, index: int, weight: int, piece: int, label: tuple[int, ...], found: list[Candidate]
-    ) -> Stop | None:
+        self, index: int, weight: int, piece: int, label: Label, found: list[Candidate],
+        readers: frozenset[int] = frozenset(),
+    ) -> Stop | None:  # fmt: skip
         """Take a candidate: the one forced by a trial, else the likest that nothing else has taken."""
         key = (index, weight, piece)
-        ordered = sorted(found, key=lambda c: self._merit(c, label, key), reverse=True)
+        found = [*found, self.offered[key]] if key in self.offered else found
+        found = self._pinned(weight, found)
+        kin = self._kin(readers) if len(found) > 1 else frozenset()
+        ordered = sorted(found, key=lambda c: self._merit(c, label, key, kin), reverse=True)
         if key in self.forced:
-            ordered.sort(key=lambda c: c.key != self.forced[key])
+            ordered.sort(key=lambda c: c.id != self.forced[key])
         while ordered and not self._accepts(ordered[0]):
             del ordered[0]
         if not ordered:
             return Stop(index, "no-use", weight)
         current = 0
-        choice = Choice(key, label, ordered, current)
+        choice = Choice(key, label, ordered, current, readers=readers)
         self.choices[key] = choice
+        for reader in readers:
+            self.feeding.setdefault(reader, set()).add(key)
         self.taken.setdefault(choice.taken.key, key)
         for claim in choice.taken.claims:
             self.assignment.take(claim, index)
@@ -241,14 +271,29 @@ class Search:
             self.fresh[index] = self.fresh[index] | {key}
         return None
 
+    def _pinned(self, weight: int, found: list[Candidate]) -> list[Candidate]:
+        """The candidates that no pin speaks against."""
+        flow = self.dest.flow
+        pins = [pin for pin in self.pins if pin.dest in flow.ancestors([weight])]
+        if not pins:
+            return found
+        shares = self.assignment.shares
+        return [c for c in found if all(fits_pins(pins, self.dest, self.src, shares(claim)) for claim in c.claims)]
+
     def _accepts(self, candidate: Candidate) -> bool:
         return all(self.assignment.accepts(claim) for claim in candidate.claims)
 
-    def _merit(self, candidate: Candidate, label: tuple[int, ...], key: Key) -> tuple[float, ...]:
+    def _kin(self, readers: frozenset[int]) -> frozenset[int]:
+        """The src ops that compute with what was chosen for the other operands of the dest ops given."""
+        siblings = {key for reader in readers for key in self.feeding.get(reader, ()) if key in self.choices}
+        return frozenset().union(*(self.choices[key].taken.readers for key in siblings))
+
+    def _merit(self, candidate: Candidate, label: Label, key: Key, kin: frozenset[int]) -> tuple[float, ...]:
         owner = self.taken.get(candidate.key)
         is_free = owner is None or owner == key
         return (
             float(is_free),
+            float(not kin.isdisjoint(candidate.readers)),
             float(self.learned.get((label[:3], candidate.label[:3]), 0) > 0),
             candidate.likeness,
             -candidate.off,
@@ -265,13 +310,56 @@ class Search:
                 self.learned[pair] = self.learned.get(pair, 0) + 1
         self.ripe[index] = frozenset()
 
+    def _nearest(self, index: int) -> list[Key]:
+        """The decisions that a value is a product, sum or layout of: the first factor's where two values meet."""
+        flow, before = self.dest.flow, index
+        while True:
+            pieces = sorted(k for k in self.choices if k[0] == index and self.choices[k].taken.channels is not None)
+            pieces = pieces or [k for k in self.choices if k[0] == index and flow[index].op == "lookup"]
+            if pieces:
+                return [k for k in pieces if before in self.choices[k].readers] or pieces
+            operands = [i for i in flow[index].operands if flow[i].role is Role.ACTIVATION]
+            if not operands or flow[index].op not in (*MOVES, "add", "mul", "div", "matmul"):
+                return []
+            before = index if flow[index].op == "matmul" else before
+            index = operands[0]
+
     # ------------------------------------------------------------------ revising guesses
+    def _keep_own(self, stop: Stop) -> bool:
+        """Let buffers that src has nothing for keep what they hold; whether that is right the outputs tell."""
+        flow = self.dest.flow
+        leaves = [i for i in flow.ancestors([stop.weight]) if i in flow.weights] if stop.weight is not None else []
+        if not leaves or any(flow.weights[i].is_parameter or i not in self.assignment.blank for i in leaves):
+            return False
+        for leaf in leaves:
+            self.assignment.keep_own(leaf, stop.node)
+        return self._process(stop.node) is None
+
+    def _mend(self, stop: Stop) -> bool:
+        factors = proportional(self.dest, self.src, self._operands(stop))
+        sure, others = [f for f in factors if not f.is_held], [f for f in factors if f.is_held]
+        return self._rescale(stop, sure) or self._repair(stop) or self._rescale(stop, others)
+
+    def _rescale(self, stop: Stop, factors: list[Factor]) -> bool:
+        """Where a value behind a stop is src's times a number, let the first product behind it make up for that."""
+        for factor in factors[:_FACTORS]:
+            for key in (k for k in self._nearest(factor.node)[:1] if not self.dest.is_shared(k[1])):
+                former = self.choices[key].taken
+                if key in self.offered and former is self.offered[key]:
+                    continue
+                self.offered[key] = rescaled(self.src, former, 1.0 / factor.ratio)
+                if self._replay(stop, {key: self.offered[key].id}) is None:
+                    return True
+                self._replay(stop, {key: former.id})
+                del self.offered[key]
+        return False
+
     def _repair(self, stop: Stop) -> bool:
         """Try other candidates for the open decisions behind a stop, likest first, until the stop goes away."""
         keys = self._open_keys(stop)
         if not keys:
             return False
-        before = {key: self.choices[key].taken.key for key in keys}
+        before = {key: self.choices[key].taken.id for key in keys}
         allowed = self.work + _REVISION
         for trial in self._trials(keys):
             self.trials += 1
@@ -311,7 +399,7 @@ class Search:
             chosen = [lists[n][orders[n][r]] for n, r in enumerate(ranks)]
             if len({c.key for c in chosen}) == len(chosen) and any(ranks):
                 given += 1
-                yield {key: c.key for key, c in zip(keys, chosen, strict=True)}
+                yield {key: c.id for key, c in zip(keys, chosen, strict=True)}
             for n in range(len(keys)):
                 following = (*ranks[:n], ranks[n] + 1, *ranks[n + 1 :])
                 if following[n] < len(orders[n]) and following not in seen:

@@ -6,7 +6,7 @@ Where dest's control flow depends on its weights, dest is captured again with wh
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from automap.align.assignment import UNKNOWN, Assignment
 from automap.align.draw import draw_weights, own_weights
+from automap.align.pins import parsed_pins
 from automap.align.search import Outcome, Search
 from automap.align.table import Side, Source
 from automap.canonical.fixed import fixed_buffers
@@ -39,7 +40,15 @@ class Solution:
     timings_s: Mapping[str, float]
 
 
-def solve(src: Capture, dest: Capture, dest_model: nn.Module | None, dest_inputs: Inputs, *, seed: int) -> Solution:
+def solve(
+    src: Capture,
+    dest: Capture,
+    dest_model: nn.Module | None,
+    dest_inputs: Inputs,
+    *,
+    seed: int,
+    pins: Sequence[str] = (),
+) -> Solution:
     """Return what a walk over dest finds, on weights drawn from seed where src's control flow allows it."""
     started = time.perf_counter()
     src_flow = lower(src, fixed_buffers(src, dest))
@@ -50,13 +59,13 @@ def solve(src: Capture, dest: Capture, dest_model: nn.Module | None, dest_inputs
     with torch.no_grad():
         source = _computed(src_flow, draw_weights(src_flow, seed) if is_drawn else own_weights(src_flow))
         computed = time.perf_counter()
-        side, outcome = _walk(source, dest, src)
+        side, outcome = _walk(source, dest, src, pins)
         for _ in range(_ROUNDS if dest.is_data_dependent and dest_model is not None else 0):
             if not outcome.stops:
                 break
             assert dest_model is not None
             again = _captured_again(dest_model, dest_inputs, side, outcome)
-            following, found = _walk(source, again, src)
+            following, found = _walk(source, again, src, pins)
             if _known(found) <= _known(outcome):
                 break
             side, outcome, dest = following, found, again
@@ -87,12 +96,12 @@ def _without_constant_inputs(src: Flow, dest: Capture) -> tuple[Flow, Capture]:
     return replace(src, inputs=inputs), replace(dest, inputs=others)
 
 
-def _walk(source: Source, dest: Capture, src: Capture) -> tuple[Side, Outcome]:
+def _walk(source: Source, dest: Capture, src: Capture, pins: Sequence[str]) -> tuple[Side, Outcome]:
     flow = lower(dest, fixed_buffers(dest, src))
     blank = {i: torch.tensor(torch.nan, dtype=torch.float64).expand(w.tensor.shape) for i, w in flow.weights.items()}
     with torch._C.DisableTorchFunction():
         side = Side(flow, blank)
-        search = Search(source, side, Assignment(side, source))
+        search = Search(source, side, Assignment(side, source), parsed_pins(pins, source.flow, flow))
         live = flow.ancestors([index for _, index in flow.outputs])
         return side, search.walk(live, flow.outputs)
 

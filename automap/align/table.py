@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from automap.align.forms import ElementForm, LinearForm, addends, convolution_form, element_form, matmul_form, unfolded
-from automap.align.labels import labels
+from automap.align.labels import Label, labels
 from automap.align.moments import clean, keys
 from automap.align.run import Run
-from automap.canonical.flow import Flow, Node, Ref, Role
+from automap.canonical.flow import Flow, Node, Ref, Role, refs_in, replace_refs
 from automap.canonical.provenance import Numbering, Part, Trace, parts, traces
 
 
@@ -71,13 +71,13 @@ class Side:
                 self._parts[form.node] = parts(self.flow, form.node, form.channels, self.run.value)
         return self._parts[form.node]
 
-    def part_label(self, part: Part, form: LinearForm) -> tuple[int, ...]:
-        """Return one label per depth for what reads a part."""
+    def part_label(self, part: Part, form: LinearForm) -> Label:
+        """Return one label per depth for what reads a part: the set of what each reader does."""
         if not part.readers:
             return self.labels[form.node]
-        found = [hash(part.label)]
+        found: list[Hashable] = [part.label]
         for depth in range(len(self.labels[form.node])):
-            found.append(hash(tuple(sorted((self.flow[r].op, p, self.labels[r][depth]) for r, p in part.readers))))
+            found.append(frozenset((self.flow[r].op, p, self.labels[r][depth]) for r, p in part.readers))
         return tuple(found)
 
     def linear_form(self, node: Node, weight: int) -> LinearForm | None:
@@ -114,6 +114,22 @@ class Side:
             0, inverse, torch.arange(len(inverse)), "amin"
         )
         return places[first.sort().values]
+
+    def is_shared(self, weight: int) -> bool:
+        """Whether what is stored behind a weight-side value is computed with in more than one place."""
+        leaves = [i for i in self.flow.ancestors([weight]) if i in self.flow.weights]
+        return any(len(self._uses(leaf)) > 1 for leaf in leaves)
+
+    def _uses(self, leaf: int) -> set[int]:
+        found: set[int] = set()
+        stack = [leaf]
+        while stack:
+            for reader in self.flow.readers.get(stack.pop(), ()):
+                if self.flow[reader].role is Role.WEIGHT:
+                    stack.append(reader)
+                else:
+                    found.add(reader)
+        return found
 
     def _is_repeated(self, weight: int) -> bool:
         """Whether a stack of matrices holds one matrix many times."""
@@ -158,6 +174,7 @@ class Source(Side):
         self.lookups: list[Lookup] = []
         self._indexes: dict[str, tuple[Tensor, Tensor]] = {}
         self.slots: list[Slot] = []
+        self._derived: dict[object, int] = {}
         for node in flow.nodes:
             if node.role is Role.ACTIVATION and node.op != "input":
                 self.run.value(node.index)
@@ -166,6 +183,28 @@ class Source(Side):
                 rows = self.run.value(node.operands[-1])
                 if isinstance(node.args[1], Ref) and not rows.is_floating_point() and rows.dtype != torch.bool:
                     self.lookups.append(Lookup(node.index, node.operands[0], rows.reshape(-1)))
+
+    def derive(self, op: str, function: Callable[..., Tensor], *args: Any) -> int:
+        """Add a weight-side value that is computed from others, and return its number: the same one for the same call.
+
+        args hold `Ref`s, numbers and tuples of numbers.
+        """
+        if op in ("neg", "reciprocal") and self.flow[args[0].index].op == op:
+            return self.flow[args[0].index].operands[0]
+        key = (op, function, args)
+        if key not in self._derived:
+            index, value = len(self.flow), function(*replace_refs(args, self.run.value))
+            node = Node(index, op, function, args, {}, None, Role.WEIGHT, tuple(refs_in(args)), tuple(value.shape))
+            self.flow = self.run.flow = replace(self.flow, nodes=(*self.flow.nodes, node))
+            self.run.set(index, value)
+            self._derived[key] = index
+        return self._derived[key]
+
+    def number(self, index: int) -> int:
+        """Return the number of the first element of a weight-side value that is a src tensor of its own in claims."""
+        if index not in self.numbering.offsets:
+            self.numbering = self.numbering.extended(index, math.prod(self.flow[index].shape))
+        return self.numbering.offsets[index]
 
     def _file(self, node: Node) -> None:
         operands = weight_operands(self.flow, node)
@@ -237,6 +276,28 @@ class Source(Side):
         """The convolutions over patches, as products of matrices."""
         found = (unfolded(form, self.flow[form.node], self.run.value) for form in self.linear)
         return [form for form in found if form is not None]
+
+    @cached_property
+    def absorbed(self) -> list[LinearForm]:
+        """The products of data that a weight scales and another one shifts, as products of the data before that."""
+        from automap.align.effective import absorbed
+
+        found = (absorbed(self, form) for form in self.linear)
+        return [form for form in found if form is not None]
+
+    @cached_property
+    def branches(self) -> list[LinearForm]:
+        """The sums of products of one value, as one product each."""
+        from automap.align.branches import summed_products
+
+        return summed_products(self)
+
+    @cached_property
+    def sums(self) -> list[tuple[ElementForm, int]]:
+        """The tables added one after the other, as one each, with how many were added after the first."""
+        from automap.align.effective import folded_tables
+
+        return folded_tables(self)
 
     @cached_property
     def numbers(self) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from automap.align.assignment import Claim
 from automap.align.candidates import Candidate, certain
+from automap.align.effective import folded_lookup, terms_behind
 from automap.align.forms import ElementForm, is_near
 from automap.align.labels import similarity
 from automap.align.moments import CLOSE, EXACT, bijection, clean, injection, row_order
@@ -36,11 +37,27 @@ def element_candidates(dest: Side, src: Source, form: ElementForm) -> list[Candi
                         0.0 if tolerance == EXACT else tolerance,
                     )
                 )
+        found = _summed(dest, src, form, tolerance) + found
         if not found:
             found = _composite(form, src, tolerance)
         if found:
             return found
     return _subset_elements(dest, src, form)
+
+
+def _summed(dest: Side, src: Source, form: ElementForm, tolerance: float) -> list[Candidate]:
+    """Sums of tables that src adds one by one, where dest adds fewer."""
+    if form.kind != "add" or not src.sums:
+        return []
+    found = []
+    for other, count in src.sums:
+        places = _met(form, other, tolerance) if count > terms_behind(dest.flow, form.node) else None
+        if places is not None:
+            claim = Claim(form.weight, form.places, other.weight, other.places[places])
+            key, label = (other.node, "sum"), src.labels[other.node]
+            likeness = similarity(dest.labels[form.node], label) + 3.0
+            found.append(Candidate(certain(claim), key, label, likeness, is_folded=True))
+    return found
 
 
 def _subset_elements(dest: Side, src: Source, form: ElementForm) -> list[Candidate]:
@@ -117,19 +134,27 @@ def _composite(form: ElementForm, src: Source, tolerance: float) -> list[Candida
     return [Candidate(certain(*claims), (*nodes, "elements"), src.labels[nodes[0]], 1.0)]
 
 
-def bias_candidates(
-    dest: Side, src: Source, form: ElementForm, pairs: list[tuple[int, Tensor, Tensor]]
-) -> list[Candidate]:
-    """Return the candidate that a bias follows its product: pairs tell which src channels dest's channels are."""
+def bias_candidates(dest: Side, src: Source, form: ElementForm, products: list[Candidate]) -> list[Candidate]:
+    """Return the candidate that a bias follows its product: products tell which src channels dest's channels are."""
     _, places = dest.essential(form.weight)
+    pairs = [(product, *product.channels) for product in products if product.channels is not None]
     claims = []
-    for node, mine, theirs in pairs:
-        bias = _bias_of(src, node)
-        if bias is None or len(places) != sum(len(m) for _, m, _ in pairs) or int(theirs.max()) >= len(bias.places):
+    for product, node, mine, theirs in pairs:
+        bias, order = added_to(src, product, node)
+        if bias is None or len(places) != sum(len(p[2]) for p in pairs) or int(theirs.max()) >= len(order):
             return []
-        claims.append(Claim(form.weight, places[mine], bias.weight, bias.places[theirs]))
-    label = src.labels[pairs[0][0]] if pairs else ()
-    return [Candidate(certain(*claims), ("bias", *(node for node, _, _ in pairs)), label, 50.0)] if claims else []
+        claims.append(Claim(form.weight, places[mine], bias, order[theirs]))
+    label = src.labels[pairs[0][1]] if pairs else ()
+    return [Candidate(certain(*claims), ("bias", *(p[1] for p in pairs)), label, 50.0)] if claims else []
+
+
+def added_to(src: Source, product: Candidate, node: int) -> tuple[int | None, Tensor]:
+    """What src adds to a product, and the place in it of each output channel."""
+    if product.is_folded:
+        width = 0 if product.shift is None else src.flow[product.shift].shape[0]
+        return product.shift, torch.arange(width)
+    bias = _bias_of(src, node)
+    return (None, torch.arange(0)) if bias is None else (bias.weight, bias.places)
 
 
 def _bias_of(src: Source, node: int) -> ElementForm | None:
@@ -148,7 +173,7 @@ def lookup_candidates(dest: Side, src: Source, form: Lookup) -> list[Candidate]:
     """Return the src tables whose rows are chosen by the same numbers, up to an offset."""
     found = []
     table = dest.flow[form.weight].shape
-    for other in src.lookups:
+    for other in _lookups(dest, src, form):
         theirs = src.flow[other.weight].shape
         shift = _row_shift(form.rows, other.rows)
         if shift is None or _row_size(table) != _row_size(theirs):
@@ -161,7 +186,23 @@ def lookup_candidates(dest: Side, src: Source, form: Lookup) -> list[Candidate]:
             + (10 if shift == 0 else 0)
             + (5 if theirs[0] == table[0] else 0)
         )
-        found.append(Candidate(certain(claim), (other.node, "lookup"), src.labels[other.node], likeness))
+        is_folded = src.flow[other.weight].origin is None
+        found.append(
+            Candidate(
+                certain(claim), (other.node, "lookup"), src.labels[other.node], likeness + 3.0 * is_folded,
+                is_folded=is_folded,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _lookups(dest: Side, src: Source, form: Lookup) -> list[Lookup]:
+    """Src's tables, those multiplied with a number afterwards also as if that were done already."""
+    is_shared = dest.is_shared(form.weight)
+    found = []
+    for other in src.lookups:
+        effective = None if is_shared else folded_lookup(src, other, dest.flow, form.node)
+        found += [effective, other] if effective is not None else [other]
     return found
 
 
@@ -199,8 +240,7 @@ def slot_candidates(dest: Side, src: Source, slot: Slot) -> list[Candidate]:
     return found
 
 
-def zero_candidate(form: ElementForm, dest: Side) -> Candidate:
-    """Return the candidate that fills an added table with zeros, for a bias that src does not have."""
-    del dest
-    places = form.places
-    return Candidate(certain(Claim(form.weight, places, None, places)), ("zeros", form.node), (), -1.0)
+def neutral_candidate(form: ElementForm) -> Candidate:
+    """Return the candidate that lets a table change nothing, for a bias or scale that src does not have."""
+    fill, name = (0.0, "zeros") if form.kind == "add" else (1.0, "ones")
+    return Candidate(certain(Claim(form.weight, form.places, None, form.places, fill)), (name, form.node), (), -1.0)

@@ -22,7 +22,7 @@ RULES: dict[Any, Rule] = {}
 #: ops that mix channels with a weight; their result is data even where both operands are weights
 LINEAR = {"matmul", "convolution", "lookup"}
 #: ops that read the shape of their operand and not its content
-SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
+SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero"}
 
 
 def rule(*targets: Any) -> Callable[[Rule], Rule]:
@@ -30,6 +30,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
     def register(function: Rule) -> Rule:
         for target in targets:
+            assert target not in RULES, f"two rules for {target}"
             RULES[target] = function
         return function
 

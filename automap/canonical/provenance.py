@@ -68,6 +68,11 @@ class Numbering:
             start += size
         return cls(offsets, sizes, torch.arange(start))
 
+    def extended(self, index: int, size: int) -> Numbering:
+        """Return the numbering with one value more, at the end."""
+        start = max((offset + self.sizes[i] for i, offset in self.offsets.items()), default=0)
+        return Numbering({**self.offsets, index: start}, {**self.sizes, index: size}, self.numbers)
+
     def ids(self, flow: Flow, index: int) -> Tensor:
         """Return the numbers of one weight's elements, in its shape."""
         start = self.offsets[index]

@@ -93,6 +93,17 @@ RULES = [
         id="batch-norm-of-a-weight",
         w=(4, 8),
     ),
+    case(lambda x, w: (x * w).sum(-1), X, "matmul", id="sum-of-products", w=(8,)),
+    case(lambda x, w: (w[:, None] * x).sum(1), X, "matmul", id="sum-of-products-along-another-dim", w=(5,)),
+    case(
+        lambda x, w: (x.unfold(-1, 3, 1) * w[:, None]).sum(-1),
+        X,
+        "matmul",
+        id="sum-of-products-one-row-a-channel",
+        w=(5, 3),
+    ),
+    case(lambda x, w: (x * w).sum(1), X, "mul sum", id="sum-of-products-near-miss-of-another-dim", w=(8,)),
+    case(lambda x, w: (x + w).sum(-1), X, "add sum", id="sum-of-products-negative-of-sums", w=(8,)),
     case(lambda x, w, b: torch.addcmul(b, x, w), X, "mul add", id="addcmul", w=(8,), b=(8,)),
     case(
         lambda x, w, b: torch.addcmul(b, x, w, value=3.0),

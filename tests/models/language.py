@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,6 +53,45 @@ class Queries(nn.Module):
         own = self.queries
         queries = own.unsqueeze(0).repeat(len(x), 1, 1) if self.is_flat else own.expand(len(x), -1, -1)
         return self.o(joined(eager(heads_of(self.q(queries)), heads_of(self.k(x)), heads_of(self.v(x)))))
+
+
+class Recurrent(nn.Module):
+    """Two layers of an LSTM in both directions, as one op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(WIDTH, 6, 2, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]
+
+
+class GateLoop(nn.Module):
+    """The same, step by step: one projection for each gate of what comes in and of what went before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList(
+            nn.ModuleDict({f"{g}_{s}": nn.Linear(n, 6) for g in "ofgi" for s, n in (("in", size), ("back", 6))})
+            for size in (WIDTH, WIDTH, 12, 12)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in range(2):
+            ahead = self._scan(self.cells[2 * layer], x.unbind(1))
+            back = self._scan(self.cells[2 * layer + 1], x.unbind(1)[::-1])[::-1]
+            x = torch.cat([torch.stack(ahead, 1), torch.stack(back, 1)], -1)
+        return x
+
+    def _scan(self, cell: nn.Module, steps: Sequence[Tensor]) -> list[Tensor]:
+        state = memory = steps[0].new_zeros(len(steps[0]), 6)
+        found = []
+        for step in steps:
+            o, f, g, i = (cell[f"{n}_in"](step) + cell[f"{n}_back"](state) for n in "ofgi")
+            memory = f.sigmoid() * memory + i.sigmoid() * g.tanh()
+            state = o.sigmoid() * memory.tanh()
+            found.append(state)
+        return found
 
 
 class Experts(nn.Module):

@@ -282,6 +282,24 @@ def images(src: dict[str, Any], dest: dict[str, Any], gold: Gold, free: tuple[st
 
 
 F, S = tf.Fused, tf.Split
+
+
+def split_gate_biases() -> list[str]:
+    """The two biases of each gate act through their sum alone."""
+    return [f"cells.{c}.{g}_{s}.bias" for c in range(4) for g in "ofgi" for s in ("in", "back")]
+
+
+def split_gates(state: State) -> dict[str, Tensor]:
+    found = {}
+    for cell in range(4):
+        suffix = f"l{cell // 2}" + ("_reverse" if cell % 2 else "")
+        for ours, theirs in (("in", "ih"), ("back", "hh")):
+            for kind in ("weight", "bias"):
+                parts = state[f"lstm.{kind}_{theirs}_{suffix}"].chunk(4)
+                found |= {f"cells.{cell}.{g}_{ours}.{kind}": part for g, part in zip("ifgo", parts, strict=True)}
+    return found
+
+
 PAIRS: dict[str, Pair] = {
     "same-class": towers(S, S),
     "split-to-fused": towers(S, F, fuse),
@@ -342,6 +360,18 @@ PAIRS: dict[str, Pair] = {
         renamed((r"(bn\d)\.weight", r"\1.gain"), (r"(bn\d)\.bias", r"\1.offset"), (r"running_", "")),
     ),
     "depthwise": Pair(cv.Depthwise, cv.Depthwise, IMAGE, same),
+    "depthwise-to-unfolded": Pair(
+        cv.Depthwise,
+        partial(cv.Depthwise, True),
+        IMAGE,
+        lambda s: {
+            re.sub(r"^(first|second)\.weight", r"\1.kernel", k): v[:, 0] if k.startswith(("first", "second")) else v
+            for k, v in s.items()
+        },
+    ),
+    "lstm-to-gate-loop": Pair(
+        lm.Recurrent, lm.GateLoop, partial(noise, 2, 5, WIDTH), split_gates, free=tuple(split_gate_biases())
+    ),
     "positions-before-to-after": images(
         {"where": "before"}, {"where": "after"}, positions_to_after, free=("token", "positions")
     ),

@@ -133,10 +133,22 @@ class Flat(nn.Module):
         return self.head((x.permute(0, 2, 3, 1) if self.is_channels_last else x).flatten(1))
 
 
+class UnfoldedDepthwise(nn.Module):
+    """A depthwise convolution spelled out: the window around each place, times the kernel, summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.empty(8, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)
+        return (windows.flatten(-2) * self.kernel.view(8, 1, 1, 9)).sum(-1)
+
+
 class Depthwise(nn.Module):
     """Two depthwise convolutions of equal shape, between batch norms."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_unfolded: bool = False) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 1, bias=False)
         self.first = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
@@ -144,6 +156,8 @@ class Depthwise(nn.Module):
         self.second = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
         self.bn2 = nn.BatchNorm2d(8)
         self.head = nn.Linear(8, 4)
+        if is_unfolded:
+            self.first, self.second = UnfoldedDepthwise(), UnfoldedDepthwise()
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.first(self.stem(x))))

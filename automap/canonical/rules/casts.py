@@ -38,18 +38,23 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
     return builder.add("cast", cast, args[0], dtype, shape=builder.shape(args[0]))
 
 
+def made_wide(builder: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    """The call as it was recorded, its result in the widest dtype of its kind."""
+    origin = builder.origin
+    assert origin is not None
+    kept = {k: v for k, v in kwargs.items() if k not in ("device", "layout", "pin_memory", "memory_format")}
+    made = origin.meta.get("dtype")
+    if made is not None and made != torch.bool:
+        kept["dtype"] = widened(made)
+    shape = tuple(origin.meta.get("shape", ()))
+    name = str(target).removeprefix("aten.").split(".")[0]
+    return builder.add(name, target, *args, shape=shape, **kept)
+
+
 def _factory(target: Any) -> None:
     @rule(target)
     def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
-        origin = builder.origin
-        assert origin is not None
-        kept = {k: v for k, v in kwargs.items() if k not in ("device", "layout", "pin_memory", "memory_format")}
-        made = origin.meta.get("dtype")
-        if made is not None and made != torch.bool:
-            kept["dtype"] = widened(made)
-        shape = tuple(origin.meta.get("shape", ()))
-        name = str(target).removeprefix("aten.").split(".")[0]
-        return builder.add(name, target, *args, shape=shape, **kept)
+        return made_wide(builder, target, args, kwargs)
 
 
 for _target in (
@@ -69,7 +74,6 @@ for _target in (
     aten.eye.default,
     aten.eye.m,
     aten.linspace.default,
-    aten.sum.dim_IntList,
     aten.sum.default,
     aten.mean.dim,
     aten.mean.default,

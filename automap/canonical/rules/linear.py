@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from automap.canonical.flow import Ref, Role
 from automap.canonical.lower import Builder, aten, rule
+from automap.canonical.rules.casts import made_wide
 
 
 def matmul(builder: Builder, left: Any, right: Any) -> Ref:
@@ -46,6 +48,60 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
     inner, out = builder.shape(args[1])[-1], builder.shape(args[1])[0]
     flipped = builder.add("transpose", torch.transpose, args[1], 0, 1, shape=(inner, out))
     return shift(builder, matmul(builder, args[0], flipped), args[2] if len(args) > 2 else None)
+
+
+@rule(aten.sum.dim_IntList)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+    """`(x * w).sum(d)` with one weight for each place along d is a product of matrices, one for each row of w."""
+    origin = builder.origin
+    shape = tuple(origin.meta["shape"]) if origin is not None else ()
+    found = _contracted(builder, args[0], args[1], shape) if len(args) > 1 else None
+    return found if found is not None else made_wide(builder, aten.sum.dim_IntList, args, kwargs)
+
+
+def _contracted(builder: Builder, value: Ref, dims: Any, shape: tuple[int, ...]) -> Ref | None:
+    node = builder.nodes[value.index]
+    pair = _data_and_weight(builder, value)
+    if pair is None or not dims or len(dims) != 1:
+        return None
+    data, weight = pair
+    sizes, rank = node.shape, len(node.shape)
+    dim, spread = dims[0] % rank, (1,) * (rank - len(builder.shape(weight))) + builder.shape(weight)
+    if builder.shape(data) != sizes or spread[dim] == 1:
+        return None
+    stacked = [d for d in range(rank) if spread[d] > 1 and d != dim]
+    free = [d for d in range(rank) if spread[d] == 1 and d != dim]
+    order = (*stacked, *free, dim)
+    count, inner = math.prod(sizes[d] for d in stacked), sizes[dim]
+    rows = _laid_out(builder, data, order, (count, -1, inner))
+    columns = _laid_out(builder, weight, (), spread)
+    columns = _laid_out(builder, columns, (*stacked, dim, *free), (count, inner, 1))
+    result = _laid_out(builder, matmul(builder, rows, columns), (), tuple(sizes[d] for d in (*stacked, *free)))
+    back = tuple((*stacked, *free).index(d) for d in range(rank) if d != dim)
+    return _laid_out(builder, _laid_out(builder, result, back, ()), (), shape)
+
+
+def _data_and_weight(builder: Builder, value: Ref) -> tuple[Ref, Ref] | None:
+    node = builder.nodes[value.index]
+    if node.op != "mul" or not all(isinstance(a, Ref) for a in node.args):
+        return None
+    roles = [builder.role(a) for a in node.args]
+    if sorted(roles, key=str) != sorted([Role.ACTIVATION, Role.WEIGHT], key=str):
+        return None
+    return (node.args[0], node.args[1]) if roles[0] is Role.ACTIVATION else (node.args[1], node.args[0])
+
+
+def _laid_out(builder: Builder, value: Ref, order: tuple[int, ...], shape: tuple[int, ...]) -> Ref:
+    """Value with its dims in another order (if one is given), then in another shape (if one is given)."""
+    sizes = builder.shape(value)
+    if order:
+        sizes = tuple(sizes[d] for d in order)
+        value = builder.add("permute", torch.permute, value, order, shape=sizes)
+    if not shape or shape == sizes:
+        return value
+    known = math.prod(n for n in shape if n != -1)
+    full = tuple(math.prod(sizes) // known if n == -1 else n for n in shape)
+    return builder.add("reshape", torch.reshape, value, full, shape=full)
 
 
 @rule(aten.convolution.default)

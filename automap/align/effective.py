@@ -1,0 +1,298 @@
+"""Effective weights: a src product with the scales, shifts and sums behind it carried out, as one product.
+
+What follows a product and is per channel (a norm in eval mode, layer scale, a constant factor), and other products of
+the same data that are added, become one weight and one shift on the weight side. Dest uses meet these as any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from automap.align.forms import ElementForm, LinearForm, center, element_form
+from automap.align.moments import clean, moments
+from automap.align.table import Lookup, Source
+from automap.canonical.flow import Flow, Node, Ref, Role
+from automap.canonical.provenance import moved
+from automap.canonical.rules.layout import MOVES
+
+_MOST_STEPS = 24
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Affine:
+    """The value of src node `node` as `weight (data) + shift`.
+
+    `weight` is a weight-side value `(out, in, *taps)`; `shift` one of `(out,)`, or None.
+    `channels` holds the output channel of each element of the value; `scales` counts the factors carried out.
+    """
+
+    form: LinearForm
+    node: int
+    weight: int
+    shift: int | None
+    channels: Tensor
+    scales: int = 0
+
+
+def terms_behind(flow: Flow, index: int) -> int:
+    """Return how many tables are added to a value one after the other."""
+    return len(list(takewhile(lambda node: node.op == "add", _steps(flow, index))))
+
+
+def scales_behind(flow: Flow, index: int) -> int:
+    """Return how many weights a value is multiplied with before anything else computes with it."""
+    return sum(_is_scaling(flow, node) for node in _steps(flow, index))
+
+
+def _is_scaling(flow: Flow, node: Node) -> bool:
+    """Whether an op multiplies with a weight; numbers may stand in many places and are compared as they come out."""
+    return node.op == "mul" and any(flow[i].role is Role.WEIGHT for i in node.operands)
+
+
+def _numbers_behind(flow: Flow, index: int) -> int:
+    return sum(node.op == "mul" and not _is_scaling(flow, node) for node in _steps(flow, index))
+
+
+def scales_to(flow: Flow, index: int, readers: frozenset[int]) -> int:
+    """Return how many weights are multiplied in between a value and the ops that compute with a part of it."""
+    stack, seen, found = [(index, 0)], {index}, list[int]()
+    while stack:
+        step, count = stack.pop()
+        for reader in flow.readers.get(step, ()):
+            node = flow[reader]
+            if reader in readers:
+                found.append(count)
+            elif reader not in seen and is_plain(flow, node, step):
+                seen.add(reader)
+                stack.append((reader, count + _is_scaling(flow, node)))
+    return min(found) if found else scales_behind(flow, index)
+
+
+def _steps(flow: Flow, index: int) -> Iterator[Node]:
+    """The layout ops, sums and products with weights and numbers that a value goes through, read by nothing else."""
+    for _ in range(_MOST_STEPS):
+        readers = flow.readers.get(index, ())
+        node = flow[readers[0]] if len(readers) == 1 else None
+        if node is None or not is_plain(flow, node, index):
+            return
+        yield node
+        index = node.index
+
+
+def is_plain(flow: Flow, node: Node, index: int) -> bool:
+    """Return whether an op only lays a value out, adds a weight to it or multiplies it with one or a number."""
+    others = [i for i in node.operands if i != index]
+    if node.op in MOVES:
+        return not others
+    if node.op not in ("add", "mul") or node.operands.count(index) != 1:
+        return False
+    return all(flow[i].role is Role.WEIGHT or (node.op == "mul" and math.prod(flow[i].shape) == 1) for i in others)
+
+
+def folded(src: Source, form: LinearForm, surplus: int) -> LinearForm | None:
+    """Return a src use with the first `surplus` factors behind it carried out, or None where that cannot be done."""
+    start = started(src, form)
+    found = None if start is None else advanced(src, start, most_scales=surplus)
+    return as_form(src, found) if found is not None and found.scales == surplus else None
+
+
+def advanced(src: Source, found: Affine, steps: Iterable[int] | None = None, most_scales: int = _MOST_STEPS) -> Affine:
+    """Return the affine value that the steps after one lead to, with at most so many factors carried out.
+
+    Steps are nodes; those that read nothing else are found by themselves.
+    """
+    nodes = _steps(src.flow, found.node) if steps is None else (src.flow[i] for i in steps)
+    for node in nodes:
+        following = None if node.op == "mul" and found.scales == most_scales else _after(src, found, node)
+        if following is None:
+            break
+        found = following
+    return found
+
+
+def end_of(flow: Flow, index: int) -> int:
+    """Return the last value that a value goes to through layout, sums and products with weights and numbers."""
+    for node in _steps(flow, index):
+        index = node.index
+    return index
+
+
+def absorbed(src: Source, form: LinearForm) -> LinearForm | None:
+    """Return a product of matrices as one of what its data was scaled and shifted from, both carried out, or None."""
+    start = started(src, form) if form.kind == "matmul" and form.groups == 1 else None
+    path = _back_to_plain(src.flow, form.data) if start is not None else []
+    if start is None or not any(node.op == "mul" for node in path) or len(src.flow[start.weight].shape) != 2:
+        return None
+    weight, shift = start.weight, None
+    for node in path:
+        table = _per_input(src, node, form) if node.op not in MOVES else None
+        if node.op == "add" and table is not None:
+            term = src.derive("matmul", torch.matmul, Ref(weight), Ref(table))
+            shift = term if shift is None else src.derive("add", torch.add, Ref(shift), Ref(term))
+        elif node.op == "mul" and table is not None:
+            weight = src.derive("mul", torch.mul, Ref(weight), Ref(table))
+        elif node.op not in MOVES:
+            return None
+    whole = advanced(src, replace(start, weight=weight, shift=shift), most_scales=0)
+    columns = moments(_rows(src, form, path).unsqueeze(0), (1,))
+    return replace(as_form(src, whole), data=path[-1].operands[0], columns=columns, center=center(columns))
+
+
+def _back_to_plain(flow: Flow, index: int) -> list[Node]:
+    """The layout ops, then sums and products with weights, that made a value, last one first."""
+    path: list[Node] = []
+    for _ in range(_MOST_STEPS):
+        node = flow[index]
+        data = [i for i in node.operands if flow[i].role is Role.ACTIVATION]
+        roles = {flow[i].role for i in node.operands}
+        is_table = node.op in ("add", "mul") and roles == {Role.ACTIVATION, Role.WEIGHT}
+        is_layout = node.op in MOVES and not any(n.op not in MOVES for n in path)
+        if len(data) != 1 or not (is_layout or (is_table and is_plain(flow, node, data[0]))):
+            break
+        path.append(node)
+        index = data[0]
+    while path and path[-1].op in MOVES:
+        path.pop()
+    return path
+
+
+def _per_input(src: Source, node: Node, form: LinearForm) -> int | None:
+    """The table of a sum or product as one number for each input channel of the use behind it, or None."""
+    table = next(i for i in node.operands if src.flow[i].role is Role.WEIGHT)
+    shape, width = src.flow[table].shape, form.columns.shape[1]
+    return table if shape == (width,) and node.shape[-1] == width else None
+
+
+def _rows(src: Source, form: LinearForm, path: list[Node]) -> Tensor:
+    """What the scaled and shifted data was, in the layout that the product reads: `(positions, in)`."""
+    value = clean(src.run.value(path[-1].operands[0]))
+    return value.reshape(-1, form.columns.shape[1])
+
+
+def folded_lookup(src: Source, lookup: Lookup, dest: Flow, node: int) -> Lookup | None:
+    """Return a src table with the numbers carried out that multiply its rows, where they do not in dest; or None."""
+    surplus = _numbers_behind(src.flow, lookup.node) - _numbers_behind(dest, node)
+    return _with_numbers(src, lookup, surplus) if surplus > 0 else None
+
+
+def _with_numbers(src: Source, lookup: Lookup, surplus: int) -> Lookup | None:
+    weight, count = lookup.weight, 0
+    for node in _steps(src.flow, lookup.node):
+        if node.op == "mul" and count < surplus:
+            factor = _number(src, node)
+            if factor is None:
+                return None
+            weight, count = src.derive("mul", torch.mul, Ref(weight), factor), count + 1
+    return replace(lookup, weight=weight) if count == surplus else None
+
+
+def folded_tables(src: Source) -> list[tuple[ElementForm, int]]:
+    """Return the tables that src adds one after the other, as one table each, with how many follow the first."""
+    found: list[tuple[ElementForm, int]] = []
+    for form in src.elements.get("add", ()):
+        table = form.weight
+        for count, node in enumerate(_steps(src.flow, form.node), start=1):
+            others = [i for i in node.operands if src.flow[i].role is Role.WEIGHT]
+            if node.op != "add" or len(others) != 1:
+                break
+            table = src.derive("add", torch.add, Ref(table), Ref(others[0]))
+            whole = element_form(src.flow, node, table, src.run.value, src.essential(table), form.data)
+            found += [(whole, count)] if whole is not None else []
+    return found
+
+
+def _number(src: Source, node: Node) -> float | None:
+    """The one number that a product is with, or None where it is with a weight or with several."""
+    others = [a for a in node.args if not (isinstance(a, Ref) and src.flow[a.index].role is Role.ACTIVATION)]
+    if len(others) != 1:
+        return None
+    if not isinstance(others[0], Ref):
+        return float(others[0])
+    value = src.run.value(others[0].index)
+    is_one = src.flow[others[0].index].role is Role.CONSTANT and isinstance(value, Tensor) and value.numel() == 1
+    return float(value) if is_one else None
+
+
+def started(src: Source, form: LinearForm) -> Affine | None:
+    """Return a product as the affine value that it is, or None for stacks of matrices."""
+    weight = canonical_weight(src, form)
+    return None if weight is None else Affine(form, form.node, weight, None, form.channels)
+
+
+def canonical_weight(src: Source, form: LinearForm) -> int | None:
+    """Return a use's weight as `(out, in, *taps)` on the weight side; None for stacks of matrices."""
+    shape = src.flow[form.weight].shape
+    if form.kind == "convolution" or src.flow[form.node].op == "convolution":
+        is_transposed = bool(src.flow[form.node].args[6])
+        if not is_transposed:
+            return form.weight
+        return src.derive("transpose", torch.transpose, Ref(form.weight), 0, 1) if form.groups == 1 else None
+    if form.groups != 1 or len(shape) != 2:
+        return None
+    is_right = src.flow[form.node].operands[0] != form.weight
+    return src.derive("transpose", torch.transpose, Ref(form.weight), 0, 1) if is_right else form.weight
+
+
+def _after(src: Source, found: Affine, node: Node) -> Affine | None:
+    """The value of the one reader of an affine value."""
+    if node.op in MOVES:
+        return replace(found, node=node.index, channels=moved(node, {found.node: found.channels}, src.run.value))
+    operand = next((a for a in node.args if not (isinstance(a, Ref) and a.index == found.node)), None)
+    table = _per_channel(src, operand, found, node)
+    if table is None or (node.op == "add" and isinstance(table, float)):
+        return None
+    if node.op == "add":
+        assert isinstance(table, int)
+        shift = table if found.shift is None else src.derive("add", torch.add, Ref(found.shift), Ref(table))
+        return replace(found, node=node.index, shift=shift)
+    return _scaled(src, found, node, table)
+
+
+def _scaled(src: Source, found: Affine, node: Node, table: int | float) -> Affine:
+    shape = (-1, *[1] * (len(src.flow[found.weight].shape) - 1))
+    column = Ref(src.derive("reshape", torch.reshape, Ref(table), shape)) if isinstance(table, int) else table
+    factor = Ref(table) if isinstance(table, int) else table
+    weight = src.derive("mul", torch.mul, Ref(found.weight), column)
+    shift = None if found.shift is None else src.derive("mul", torch.mul, Ref(found.shift), factor)
+    return replace(found, node=node.index, weight=weight, shift=shift, scales=found.scales + isinstance(table, int))
+
+
+def _per_channel(src: Source, operand: Any, found: Affine, node: Node) -> int | float | None:
+    """The operand of a sum or product: a number, or a weight-side value `(out,)`; None where it is neither."""
+    width = src.flow[found.weight].shape[0]
+    if not isinstance(operand, Ref) or src.flow[operand.index].role is Role.CONSTANT:
+        return float(src.run.value(operand.index)) if isinstance(operand, Ref) else float(operand)
+    shape = src.flow[operand.index].shape
+    places = torch.arange(math.prod(shape)).view(shape).expand(node.shape).reshape(-1)
+    channels = found.channels.reshape(-1)
+    first = torch.full((width,), len(channels)).scatter_reduce(0, channels, torch.arange(len(channels)), "amin")
+    if int(first.max()) == len(channels) or not torch.equal(places[first][channels], places):
+        return None
+    return taken(src, operand.index, places[first])
+
+
+def taken(src: Source, index: int, places: Tensor) -> int:
+    """Return the weight-side value that holds another's elements at flat places, in that order."""
+    shape = src.flow[index].shape
+    if torch.equal(places, torch.arange(math.prod(shape))):
+        return src.derive("reshape", torch.reshape, Ref(index), (-1,)) if len(shape) != 1 else index
+    return src.derive("index", _taken, Ref(index), tuple(places.tolist()))
+
+
+def _taken(value: Tensor, places: tuple[int, ...]) -> Tensor:
+    return torch.take(value, torch.tensor(places))
+
+
+def as_form(src: Source, found: Affine) -> LinearForm:
+    """Return an affine value as a use of its effective weight."""
+    form = found.form
+    shape = src.flow[found.weight].shape
+    places = torch.arange(math.prod(shape)).view(form.groups, shape[0] // form.groups, shape[1], -1)
+    return replace(form, weight=found.weight, places=places, shift=found.shift, is_folded=True)
