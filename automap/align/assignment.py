@@ -78,7 +78,8 @@ class _Entry:
 class Assignment:
     """Mutable book of decisions with undo: `ids[leaf]` holds numbers of src elements, flat.
 
-    `blank` are dest weights of which nothing is decided, `whole` those that are one src weight in its own order.
+    `blank` are dest weights of which nothing is decided, `whole` those that are one src weight in its own order: for
+    these the first number alone stands for all, and no memory is taken for each element.
     """
 
     dest: Side
@@ -128,6 +129,13 @@ class Assignment:
                 learned = True
         return learned
 
+    def numbers(self, leaf: int) -> Tensor:
+        """Return the number of the src element that each element of a dest weight is, flat."""
+        if leaf not in self.whole:
+            return self.ids[leaf]
+        start = self.src.numbering.offsets[self.whole[leaf]]
+        return torch.arange(start, start + self.dest.numbering.sizes[leaf])
+
     def _doubt(self, claim: Claim) -> None:
         assert claim.doubtful is not None
         assert claim.dest_places is not None
@@ -164,7 +172,7 @@ class Assignment:
     def _take_whole(self, leaf: int, other: int, step: int) -> None:
         start, size = self.src.numbering.offsets[other], self.src.numbering.sizes[other]
         self.blank.discard(leaf)
-        self.ids[leaf] = self.src.numbering.numbers[start : start + size]
+        self.ids[leaf] = torch.tensor(start).expand(size)
         self.whole[leaf] = other
         self.journal.append(_Entry(step, leaf, slice(None)))
         self.dest.run.weights[leaf] = self.src.run.weights[other].reshape(self.dest.flow[leaf].shape)
@@ -182,10 +190,10 @@ class Assignment:
         if carried is None:
             return False
         for leaf, places, values in carried if claim.src_value is not None else ():
-            known = self.ids[leaf][places]
+            known = self.numbers(leaf)[places]
             if bool(((known != UNKNOWN) & (known != values)).float().mean() > 0.5):
                 return False
-            trial = torch.empty_like(self.ids[leaf])
+            trial = torch.empty(self.dest.numbering.sizes[leaf], dtype=torch.long)
             trial[places] = values
             if not torch.equal(trial[places], values):
                 return False

@@ -26,10 +26,10 @@ def own_weights(flow: Flow) -> Mapping[int, Tensor]:
 def _drawn(value: Tensor, generator: torch.Generator) -> Tensor:
     if not value.numel():
         return value
-    noise = 3.0 * torch.rand(value.shape, generator=generator, dtype=torch.float32).double() - 1.5
+    noise = torch.rand(value.shape, generator=generator, dtype=torch.float32).double().mul_(3.0).sub_(1.5)
     if bool((value >= 0).all()) and bool((value > 0).any()):
         return value * (1 + _SPREAD * noise) + 1e-3 * noise.abs() * value.mean()
-    scale = float(value.square().mean().sqrt())
+    scale = float(torch.linalg.vector_norm(value)) * value.numel() ** -0.5
     if scale == 0:
         scale = 1.0 if value.dim() < 2 else float(value[0].numel()) ** -0.5
-    return value + _SPREAD * scale * noise
+    return noise.mul_(_SPREAD * scale).add_(value)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from automap.align.forms import ElementForm, LinearForm, center, element_form
+from automap.align.forms import ElementForm, LinearForm, center, contiguous, element_form
 from automap.align.moments import clean, moments
 from automap.align.table import Lookup, Source
 from automap.canonical.flow import Flow, Node, Ref, Role
@@ -294,5 +294,5 @@ def as_form(src: Source, found: Affine) -> LinearForm:
     """Return an affine value as a use of its effective weight."""
     form = found.form
     shape = src.flow[found.weight].shape
-    places = torch.arange(math.prod(shape)).view(form.groups, shape[0] // form.groups, shape[1], -1)
-    return replace(form, weight=found.weight, places=places, shift=found.shift, is_folded=True)
+    sizes = (form.groups, shape[0] // form.groups, shape[1], math.prod(shape[2:]))
+    return replace(form, weight=found.weight, sizes=sizes, strides=contiguous(sizes), shift=found.shift, is_folded=True)

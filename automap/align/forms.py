@@ -24,10 +24,10 @@ Values = Callable[[int], Any]
 class LinearForm:
     """One weight multiplied into one value.
 
-    `columns` holds the moments of what each input channel carries, `(groups, in, 3)`; `places` the position of each
-    weight element in the weight-side value, `(groups, out, in, taps)`; `channels` the output channel of each element of
-    the result. `geometry` is what else the op depends on, `count` over how many positions a column goes.
-    In a folded form what follows the op is carried out: `weight` is the effective one, `shift` what is added to it.
+    `columns` holds the moments of what each input channel carries, `(groups, in, 3)`; `sizes` are those of the weight
+    as `(groups, out, in, taps)`, `strides` the steps of these in the weight-side value; `channels` the output channel
+    of each element of the result. `geometry` is what else the op depends on, `count` over how many positions a column
+    goes. In a folded form what follows the op is carried out: `weight` is the effective one, `shift` what is added.
     """
 
     node: int
@@ -35,7 +35,8 @@ class LinearForm:
     weight: int
     kind: str
     columns: Tensor
-    places: Tensor
+    sizes: tuple[int, int, int, int]
+    strides: tuple[int, int, int, int]
     count: int
     channels: Tensor
     geometry: tuple[Any, ...] = ()
@@ -47,12 +48,25 @@ class LinearForm:
     @property
     def groups(self) -> int:
         """How many matrices there are."""
-        return self.places.shape[0]
+        return self.sizes[0]
 
     @property
     def width(self) -> int:
         """How many output channels each matrix has."""
-        return self.places.shape[1]
+        return self.sizes[1]
+
+    @property
+    def places(self) -> Tensor:
+        """The position of each weight element in the weight-side value, `(groups, out, in, taps)`, made anew."""
+        groups, out, inner, _ = (torch.arange(n) for n in self.sizes)
+        found = [self.places_at(int(group), out, inner) for group in groups]
+        return torch.stack(found)
+
+    def places_at(self, group: int, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return the positions of some rows and columns of one matrix, `(rows, columns, taps)`."""
+        step, across, along, tap = self.strides
+        taps = torch.arange(self.sizes[3]) * tap
+        return (group * step + rows * across)[:, None, None] + (columns * along)[None, :, None] + taps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,27 +107,26 @@ def matmul_form(flow: Flow, node: Node, weight: int, value: Values, *, is_repeat
     data = node.operands[1 - position] if len(node.operands) > 1 else node.operands[0]
     x = value(data)
     shape = flow[weight].shape
-    places = torch.arange(_size(shape)).view(shape)
     if position == 1:  # (.., P, K) @ (.., K, N)
-        places = (places.unsqueeze(-1) if len(shape) == 1 else places).transpose(-1, -2)
+        inner, out = (shape[0], 1) if len(shape) == 1 else shape[-2:]
+        steps = (1, out)
         channel = (
-            torch.arange(places.shape[-2]).expand(*node.shape[:-1], -1)
+            torch.arange(out).expand(*node.shape[:-1], -1)
             if len(shape) > 1
             else torch.zeros(node.shape, dtype=torch.long)
         )
     else:  # (.., N, K) @ (.., K, P)
         x = x.transpose(-1, -2) if x.dim() > 1 else x
-        channel = (
-            torch.arange(places.shape[-2]).unsqueeze(-1).expand(*node.shape)
-            if len(node.shape) > 1
-            else torch.arange(places.shape[-2])
-        )
-    places = places.reshape(-1, *places.shape[-2:], 1)
-    if is_repeated:
-        places = places[:1]
-    x = x.reshape(places.shape[0], -1, x.shape[-1])
+        out, inner = shape[-2:]
+        steps = (inner, 1)
+        channel = torch.arange(out).unsqueeze(-1).expand(*node.shape) if len(node.shape) > 1 else torch.arange(out)
+    groups = 1 if is_repeated else _size(shape) // (out * inner)
+    x = x.reshape(groups, -1, x.shape[-1])
     columns = moments(x, (1,))
-    return LinearForm(node.index, data, weight, "matmul", columns, places, x.shape[1], channel, (), center(columns))
+    sizes, strides = (groups, out, inner, 1), (out * inner, *steps, 1)
+    return LinearForm(
+        node.index, data, weight, "matmul", columns, sizes, strides, x.shape[1], channel, (), center(columns)
+    )
 
 
 def convolution_form(flow: Flow, node: Node, weight: int, value: Values) -> LinearForm:
@@ -123,15 +136,17 @@ def convolution_form(flow: Flow, node: Node, weight: int, value: Values) -> Line
     stride, padding, dilation, transposed, output_padding, groups = node.args[3:9]
     shape = flow[weight].shape
     taps = tuple(shape[2:])
-    places = torch.arange(_size(shape)).view(shape)
+    count_taps = _size(taps)
     spatial = tuple(range(2, x.dim()))
     channel_count = node.shape[1]
     view = (1, -1, *[1] * len(taps))
     channels = torch.arange(channel_count).view(view).expand(node.shape)
     if transposed:  # (in, out / groups, *taps)
-        places = places.view(groups, shape[0] // groups, shape[1], -1).transpose(1, 2)
+        sizes = (groups, shape[1], shape[0] // groups, count_taps)
+        strides = (sizes[1] * sizes[2] * count_taps, count_taps, shape[1] * count_taps, 1)
     else:
-        places = places.view(groups, shape[0] // groups, shape[1], -1)
+        sizes = (groups, shape[0] // groups, shape[1], count_taps)
+        strides = contiguous(sizes)
     columns = moments(x, (0, *spatial)).view(groups, -1, 3)
     count = x.numel() // x.shape[1]
     plain = not transposed and groups == 1 and set(taps) <= {1} and set(stride) <= {1} and not any(padding)
@@ -144,7 +159,8 @@ def convolution_form(flow: Flow, node: Node, weight: int, value: Values) -> Line
         weight,
         "matmul" if plain else "convolution",
         columns,
-        places,
+        sizes,
+        strides,
         count,
         channels,
         geometry,
@@ -154,7 +170,7 @@ def convolution_form(flow: Flow, node: Node, weight: int, value: Values) -> Line
 
 def unfolded(form: LinearForm, node: Node, value: Values) -> LinearForm | None:
     """Return a convolution as the product of matrices over its patches, or None where that is not one."""
-    if form.kind != "convolution" or form.geometry[4] or form.places.shape[-1] == 1:
+    if form.kind != "convolution" or form.geometry[4] or form.sizes[3] == 1:
         return None
     taps, stride, padding, dilation = form.geometry[:4]
     x = value(form.data)
@@ -166,16 +182,23 @@ def unfolded(form: LinearForm, node: Node, value: Values) -> LinearForm | None:
     if x.numel() > 50_000_000:
         return None
     columns = moments(x, dims).reshape(form.groups, -1, 3)
-    places = form.places.reshape(form.groups, form.width, -1, 1)
+    sizes = (form.groups, form.width, form.sizes[2] * form.sizes[3], 1)
     return replace(
         form,
         kind="matmul",
         columns=columns,
-        places=places,
+        sizes=sizes,
+        strides=contiguous(sizes),
         count=x.numel() // (form.groups * columns.shape[1]),
         geometry=(),
         center=center(columns),
     )
+
+
+def contiguous(sizes: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Return the strides of a row-major value."""
+    _, out, inner, taps = sizes
+    return (out * inner * taps, inner * taps, taps, 1)
 
 
 def element_form(

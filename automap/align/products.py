@@ -82,10 +82,10 @@ def _readings(dest: Side, src: Source, form: LinearForm) -> list[tuple[LinearFor
 
 def _units(form: LinearForm, group: int, forms: list[LinearForm], tolerance: float) -> list[_Unit]:
     columns = form.columns[group]
-    taps = form.places.shape[-1]
+    taps = form.sizes[3]
     found = []
     for other in forms:
-        if other.columns.shape[1:] != columns.shape or other.places.shape[-1] != taps:
+        if other.columns.shape[1:] != columns.shape or other.sizes[3] != taps:
             continue
         if form.groups == other.groups == 1 and not is_near(form.center, other.center, max(tolerance * 100, 1e-6)):
             continue
@@ -104,13 +104,11 @@ def _stacked(
     piece = Piece(torch.arange(form.width), dest.labels[form.node])
     options = []
     for other in forms:
-        if other.places.shape != form.places.shape or not is_near(
-            form.center, other.center, max(tolerance * 100, 1e-6)
-        ):
+        if other.sizes != form.sizes or not is_near(form.center, other.center, max(tolerance * 100, 1e-6)):
             continue
         order = _group_order(form.columns, other.columns, tolerance)
         if order is not None:
-            is_same = bool((order == torch.arange(len(order))).all()) and form.places.stride() == other.places.stride()
+            is_same = bool((order == torch.arange(len(order))).all()) and form.strides == other.strides
             claim = (
                 Claim(form.weight, None, other.weight, None)
                 if is_same and _has_shape(dest, form, src, other)
@@ -134,7 +132,7 @@ def _stacked(
 def _folded_stacks(dest: Side, src: Source, form: LinearForm, forms: list[LinearForm]) -> list[LinearForm]:
     """Grouped convolutions of src with what follows there, and not in dest, carried out."""
     scales = scales_behind(dest.flow, form.node)
-    alike = [f for f in forms if f.kind == "convolution" and f.places.shape == form.places.shape]
+    alike = [f for f in forms if f.kind == "convolution" and f.sizes == form.sizes]
     surplus = [(f, scales_behind(src.flow, f.node) - scales) for f in alike]
     found = [folded(src, f, count) for f, count in surplus if count > 0]
     return [*(f for f in src.branches if f.groups > 1), *(f for f in found if f is not None)]
@@ -283,12 +281,12 @@ def _piece_claim(
     if (
         is_whole
         and torch.equal(unit.order, torch.arange(len(unit.order)))
-        and form.places.stride() == unit.form.places.stride()
+        and form.strides == unit.form.strides
         and _has_shape(dest, form, src, unit.form)
     ):
         return (Claim(form.weight, None, unit.form.weight, None),)
-    target = form.places[group][piece.channels]
-    source = unit.form.places[unit.group][channels][:, unit.order]
+    target = form.places_at(group, piece.channels, torch.arange(form.sizes[2]))
+    source = unit.form.places_at(unit.group, channels, unit.order)
     idle = (form.columns[group] == 0).all(1)
     doubtful = None
     if int(idle.sum()) > 1 and not torch.equal(unit.order, torch.arange(len(unit.order))):

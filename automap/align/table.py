@@ -18,6 +18,9 @@ from automap.align.run import Run
 from automap.canonical.flow import Flow, Node, Ref, Role, refs_in, replace_refs
 from automap.canonical.provenance import Numbering, Part, Trace, parts, traces
 
+#: traces of so many elements are kept, larger ones made anew
+_KEPT = 65_536
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -58,9 +61,12 @@ class Side:
 
     def traces(self, index: int) -> tuple[Trace, ...]:
         """Return the paths from stored weights to a weight-side node."""
-        if index not in self._traces:
-            self._traces[index] = traces(self.flow, self.numbering, index, self.run.value)
-        return self._traces[index]
+        if index in self._traces:
+            return self._traces[index]
+        found = traces(self.flow, self.numbering, index, self.run.value)
+        if sum(trace.ids.numel() for trace in found) <= _KEPT:
+            self._traces[index] = found
+        return found
 
     def parts(self, form: LinearForm) -> tuple[Part, ...]:
         """Return the parts of a linear use's output channels."""

@@ -49,14 +49,10 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Numbering:
-    """Gives every element of every weight of a flow graph a number: the weight's offset plus its row-major index.
-
-    `numbers` are all of them; what asks for some gets a view, never to be written to.
-    """
+    """Gives every element of every weight of a flow graph a number: the weight's offset plus its row-major index."""
 
     offsets: Mapping[int, int]
     sizes: Mapping[int, int]
-    numbers: Tensor
 
     @classmethod
     def of(cls, flow: Flow) -> Numbering:
@@ -66,17 +62,17 @@ class Numbering:
         for index, size in sizes.items():
             offsets[index] = start
             start += size
-        return cls(offsets, sizes, torch.arange(start))
+        return cls(offsets, sizes)
 
     def extended(self, index: int, size: int) -> Numbering:
         """Return the numbering with one value more, at the end."""
         start = max((offset + self.sizes[i] for i, offset in self.offsets.items()), default=0)
-        return Numbering({**self.offsets, index: start}, {**self.sizes, index: size}, self.numbers)
+        return Numbering({**self.offsets, index: start}, {**self.sizes, index: size})
 
     def ids(self, flow: Flow, index: int) -> Tensor:
         """Return the numbers of one weight's elements, in its shape."""
         start = self.offsets[index]
-        return self.numbers[start : start + self.sizes[index]].view(flow[index].shape)
+        return torch.arange(start, start + self.sizes[index]).view(flow[index].shape)
 
 
 def traces(flow: Flow, numbering: Numbering, index: int, constant: Any) -> tuple[Trace, ...]:
