@@ -18,7 +18,7 @@ from automap.capture import capture as recorded
 from automap.capture.result import Method
 from automap.depth import depth_finding
 from automap.diagnose import Diagnosis, diagnose
-from automap.errors import InputError, MismatchError, OutputError
+from automap.errors import CaptureError, InputError, MismatchError, OutputError
 from automap.findings import Finding
 from automap.inputs import Inputs, describe_call, short_size
 from automap.planning import Draft, draft_plan, without_arithmetic
@@ -85,6 +85,9 @@ def _matched(
         mine = _selected(recorded(src, src_inputs, method=method), src_output, "src")
     with _other_shown(src, src_inputs):
         theirs = _selected(recorded(dest, dest_inputs, method=method), dest_output, "dest")
+    for capture, name in ((mine, "src"), (theirs, "dest")):
+        if capture.mode == "fake":
+            raise _without_values(name, capture)
     if mine.mode == "real":
         verification.refuse_nan(src, src_inputs, [path for path, _ in mine.outputs])
     captured = time.perf_counter()
@@ -111,6 +114,14 @@ def _matched(
         _summary(solution.dest_capture, dest), draft.unused, draft.idle, timings,
     )  # fmt: skip
     return result, solution, found
+
+
+def _without_values(name: str, found: Capture) -> CaptureError:
+    return CaptureError(
+        f"{name} {found.model_name} has no values (fake or meta tensors): it was recorded, {found.op_count} ops, and "
+        "matching compares values",
+        help="match a small twin with values (two blocks, narrow) and use plan.for_model(dest_shapes, src_shapes)",
+    )
 
 
 @contextmanager

@@ -184,10 +184,9 @@ class _Books:
 
     def _expression(self, weight: Weight, ids: Tensor) -> Expr:
         shape, dtype = tuple(weight.tensor.shape), _dtype(weight.tensor)
-        low, high = int(ids.min()), int(ids.max())
-        mine = [s for s in self.sources.values() if s.offset <= high and low < s.offset + _size(s.shape)]
-        touched = [s for s in mine if bool(((ids >= s.offset) & (ids < s.offset + _size(s.shape))).any())]
-        fills = tuple(self.solution.outcome.assignment.fills[1:]) if low <= ONE else ()
+        numbering = self.solution.src.numbering
+        touched = [self.sources[numbering.leaves[owner]] for owner in numbering.owners(ids)[1] if owner >= 0]
+        fills = tuple(self.solution.outcome.assignment.fills[1:]) if int(ids.min()) <= ONE else ()
         expr = simplify(replaced(build_expr(ElementMap(shape, dtype, ids, tuple(touched), fills)), self.formulas))
         self.used |= {s.name for s in sources_of(expr)}
         return expr

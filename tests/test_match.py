@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import automap
 from automap import Match
+from automap.errors import CaptureError
 
 
 def matched(pair: Pair, sample: Any = None) -> tuple[nn.Module, Match]:
@@ -258,3 +259,12 @@ def test_statistics_that_dest_has_already_are_planned_all_the_same() -> None:
     src, dest = pair.src(), pair.dest()
     dest.load_state_dict(src.state_dict())
     assert_as_by_hand(pair, src, automap.match(src, dest, IMAGE()))
+
+
+def test_models_without_values_are_a_clear_error() -> None:
+    pair = PAIRS["split-to-fused"]
+    with torch.device("meta"):
+        src, dest = pair.make_src().eval(), pair.make_dest().eval()
+    with pytest.raises(CaptureError, match="src Tower has no values .* matching compares values") as caught:
+        automap.match(src, dest, pair.sample())
+    assert "plan.for_model" in str(caught.value.help)

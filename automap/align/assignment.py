@@ -287,16 +287,14 @@ class Assignment:
 
     def _values(self, numbers: Tensor) -> Tensor:
         """The float64 values of src elements and constants; what is not decided is NaN."""
-        flat = numbers.reshape(-1).contiguous()
-        offsets = self.src.numbering.offsets
-        leaves, starts = list(offsets), torch.tensor(list(offsets.values()))
+        flat, numbering = numbers.reshape(-1), self.src.numbering
         value = torch.full(flat.shape, torch.nan, dtype=torch.float64)
-        owners = torch.bucketize(flat, starts, right=True) - 1
-        for owner in torch.unique(owners).tolist():
-            mine = owners == owner
+        owners, present = numbering.owners(flat)
+        for owner in present:
             if owner >= 0:
-                taken = self.src.run.value(leaves[owner]).reshape(-1)
-                value[mine] = taken[flat[mine] - starts[owner]]
+                mine = owners == owner
+                taken = self.src.run.value(numbering.leaves[owner]).reshape(-1)
+                value[mine] = taken[flat[mine] - numbering.starts[owner]]
         for place, fill in enumerate(self.fills):
             value[flat == -1 - place] = fill
         return value

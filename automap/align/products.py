@@ -69,12 +69,12 @@ def _rows(side: Side, form: LinearForm) -> Tensor:
 
 def _readings(dest: Side, src: Source, form: LinearForm) -> list[tuple[LinearForm, list[LinearForm]]]:
     """Ways to read both sides' uses: as they are, then convolutions as products over patches."""
-    found = [(form, [f for f in src.linear if f.kind == form.kind])]
+    found = [(form, src.alike(form, form.kind))]
     patches = unfolded(form, dest.flow[form.node], dest.run.value)
     if form.kind == "matmul":
         found.append((form, src.patches))
     if patches is not None:
-        found.append((patches, [f for f in src.linear if f.kind == "matmul"] + src.patches))
+        found.append((patches, src.alike(patches, "matmul") + src.patches))
     if form.kind == "matmul" and form.groups == 1:
         found.append((form, src.absorbed))
     return found

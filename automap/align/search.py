@@ -102,6 +102,7 @@ class Search:
     offs: dict[int, float] = field(default_factory=dict)
     found: dict[int, tuple[object, list[tuple[Piece, list[Candidate]]]]] = field(default_factory=dict)
     feeding: dict[int, set[Key]] = field(default_factory=dict)
+    decided: dict[int, set[Key]] = field(default_factory=dict)
     offered: dict[Key, Candidate] = field(default_factory=dict)
     trials: int = 0
     work: int = 0
@@ -183,8 +184,12 @@ class Search:
         data = form.data
         while self.dest.flow[data].op in MOVES and len(self.dest.flow[data].operands) == 1:
             data = self.dest.flow[data].operands[0]
-        taken = [choice.taken for key, choice in sorted(self.choices.items()) if key[0] == data]
+        taken = [self.choices[key].taken for key in sorted(self._decided_at(data))]
         return [candidate for candidate in taken if candidate.channels is not None]
+
+    def _decided_at(self, node: int) -> list[Key]:
+        """The decisions at a dest node."""
+        return [key for key in self.decided.get(node, ()) if key in self.choices]
 
     def _following(self, form: ElementForm) -> list[Candidate]:
         """The src bias that follows the product whose result this one is added to."""
@@ -261,6 +266,7 @@ class Search:
         current = 0
         choice = Choice(key, label, ordered, current, readers=readers)
         self.choices[key] = choice
+        self.decided.setdefault(index, set()).add(key)
         for reader in readers:
             self.feeding.setdefault(reader, set()).add(key)
         self.taken.setdefault(choice.taken.key, key)
@@ -314,8 +320,8 @@ class Search:
         """The decisions that a value is a product, sum or layout of: the first factor's where two values meet."""
         flow, before = self.dest.flow, index
         while True:
-            pieces = sorted(k for k in self.choices if k[0] == index and self.choices[k].taken.channels is not None)
-            pieces = pieces or [k for k in self.choices if k[0] == index and flow[index].op == "lookup"]
+            found = sorted(self._decided_at(index))
+            pieces = [k for k in found if self.choices[k].taken.channels is not None or flow[index].op == "lookup"]
             if pieces:
                 return [k for k in pieces if before in self.choices[k].readers] or pieces
             operands = [i for i in flow[index].operands if flow[i].role is Role.ACTIVATION]

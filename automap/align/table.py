@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,8 @@ from automap.canonical.provenance import Numbering, Part, Trace, parts, traces
 
 #: traces of so many elements are kept, larger ones made anew
 _KEPT = 65_536
+#: products whose mean squares differ by more than this share meet other things
+_NEAR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +279,27 @@ class Source(Side):
             order = torch.argsort(found)
             self._indexes[kind] = (found[order].contiguous(), owners[order])
         return self._indexes[kind]
+
+    def alike(self, form: LinearForm, kind: str) -> list[LinearForm]:
+        """The src products of a kind that may meet what a form meets: told by their mean square, stacks always."""
+        sizes, forms = self._by_size.get(kind, ([], []))
+        size = form.center[1] if form.groups == 1 else -1.0
+        if size < 0:
+            return [f for _, f in sorted(forms, key=lambda pair: pair[0])]
+        low, high = bisect_left(sizes, size * (1 - _NEAR) - 1e-12), bisect_right(sizes, size * (1 + _NEAR) + 1e-12)
+        stacks = [pair for pair in forms[bisect_left(sizes, float("inf")) :] if pair[1].groups > 1]
+        return [f for _, f in sorted([*forms[low:high], *stacks], key=lambda pair: pair[0])]
+
+    @cached_property
+    def _by_size(self) -> dict[str, tuple[list[float], list[tuple[int, LinearForm]]]]:
+        """The products of each kind in order of mean square, with their place among all; stacks at the end."""
+        found: dict[str, tuple[list[float], list[tuple[int, LinearForm]]]] = {}
+        sized = [(f.center[1] if f.groups == 1 else float("inf"), n, f) for n, f in enumerate(self.linear)]
+        for size, place, form in sorted(sized, key=lambda entry: entry[:2]):
+            sizes, forms = found.setdefault(form.kind, ([], []))
+            sizes.append(size)
+            forms.append((place, form))
+        return found
 
     @cached_property
     def patches(self) -> list[LinearForm]:

@@ -53,6 +53,8 @@ class Numbering:
 
     offsets: Mapping[int, int]
     sizes: Mapping[int, int]
+    leaves: tuple[int, ...]
+    starts: Tensor
 
     @classmethod
     def of(cls, flow: Flow) -> Numbering:
@@ -62,12 +64,18 @@ class Numbering:
         for index, size in sizes.items():
             offsets[index] = start
             start += size
-        return cls(offsets, sizes)
+        return cls(offsets, sizes, tuple(offsets), torch.tensor(list(offsets.values()), dtype=torch.long))
 
     def extended(self, index: int, size: int) -> Numbering:
         """Return the numbering with one value more, at the end."""
-        start = max((offset + self.sizes[i] for i, offset in self.offsets.items()), default=0)
-        return Numbering({**self.offsets, index: start}, {**self.sizes, index: size})
+        start = int(self.starts[-1]) + self.sizes[self.leaves[-1]] if self.leaves else 0
+        starts = torch.cat([self.starts, torch.tensor([start])])
+        return Numbering({**self.offsets, index: start}, {**self.sizes, index: size}, (*self.leaves, index), starts)
+
+    def owners(self, numbers: Tensor) -> tuple[Tensor, list[int]]:
+        """Return for each number the place in `leaves` of what it belongs to (-1 for constants), and all that occur."""
+        found = torch.bucketize(numbers.contiguous(), self.starts, right=True) - 1
+        return found, torch.unique(found).tolist()
 
     def ids(self, flow: Flow, index: int) -> Tensor:
         """Return the numbers of one weight's elements, in its shape."""
