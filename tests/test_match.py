@@ -265,6 +265,6 @@ def test_models_without_values_are_a_clear_error() -> None:
     pair = PAIRS["split-to-fused"]
     with torch.device("meta"):
         src, dest = pair.make_src().eval(), pair.make_dest().eval()
-    with pytest.raises(CaptureError, match="src Tower has no values .* matching compares values") as caught:
+    with pytest.raises(CaptureError, match=r"src Tower has no values .* matching compares values") as caught:
         automap.match(src, dest, pair.sample())
     assert "plan.for_model" in str(caught.value.help)
