@@ -36,6 +36,7 @@ class Job:
     dtype: str | None = None
     seed: int = 0
     pin: tuple[str, ...] = ()
+    algebra: bool = True
     capture: Method = "dispatch"
     verify: str = "default"
     tolerance: float | None = None
@@ -103,6 +104,7 @@ def _core_options(job: Job, sides: Sides) -> dict[str, Any]:
         "seed": job.seed,
         "pins": job.pin,
         "capture": job.capture,
+        "algebra": job.algebra,
     }
 
 
