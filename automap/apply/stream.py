@@ -131,7 +131,7 @@ def _run(job: ApplyJob, pool: Executor, meter: _Meter, *, resume: bool, check: b
     job.work.prepare(job.digest, resume=resume)
     done = _all_of(pool, run_shard, job.tasks, meter)
     if job.index is not None:
-        job.work.place.child("out").child(INDEX_NAME).write(job.index.encode())
+        job.work.add_file(INDEX_NAME, job.index.encode())
     if check:
         wrong = [name for names in _all_of(pool, check_shard, job.check_tasks(), meter) for name in names]
         if wrong:

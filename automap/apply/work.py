@@ -76,7 +76,13 @@ class Work:
 
     def finished_count(self) -> int:
         """How many shards are finished."""
-        return len(self.place.child("done").names())
+        return sum(not name.startswith(".") for name in self.place.child("done").names())
+
+    def add_file(self, name: str, content: bytes) -> None:
+        """Put a small file beside the finished shards."""
+        first = self.place.child("tmp").child(name)
+        first.write(content)
+        first.move_to(self.place.child("out").child(name))
 
     def published(self, digest: str) -> Mapping[str, Any] | None:
         """What was noted of each shard by a run with this digest that put its result in place, but came no further."""

@@ -14,6 +14,7 @@ from automap.plan.expr import (
     Cast,
     Concat,
     Divide,
+    Elementwise,
     Expand,
     Expr,
     Fill,
@@ -121,11 +122,36 @@ def _binary_text(expr: Binary) -> str:
     if isinstance(expr, MatMul):
         return f"{_operand_text(left, strength)} @ {_operand_text(right, strength + 1)}"
     left_text = _aligned_text(left, shape_of(right), strength)
-    return f"{left_text} {_SIGNS[type(expr)]} {_aligned_text(right, shape_of(left), strength + 1)}"
+    right_text = _aligned_text(right, shape_of(left), strength + (not _is_chained(expr)))
+    return f"{left_text} {_SIGNS[type(expr)]} {right_text}"
+
+
+def _is_chained(expr: Elementwise) -> bool:
+    """Whether parentheses on the right are all the same: a * (b / c) = a * b / c, a + (b - c) = a + b - c."""
+    right = _unshaped(expr.right)
+    match expr:
+        case Add():
+            return isinstance(right, Add | Subtract)
+        case Multiply():
+            return isinstance(right, Multiply | Divide) and not isinstance(_first_factor(right), MatMul)
+        case _:
+            return False
+
+
+def _first_factor(expr: Expr) -> Expr:
+    while isinstance(expr, Multiply | Divide):
+        expr = _unshaped(expr.left)
+    return expr
+
+
+def _unshaped(expr: Expr) -> Expr:
+    return expr.arg if isinstance(expr, Reshape) else expr
 
 
 def _aligned_text(expr: Expr, other: Shape, strength: int) -> str:
     """The text of an operand without the reshape that only makes it broadcast, or with that as `[:, None]`."""
+    if isinstance(expr, Fill) and expr.shape == ():
+        return f"{expr.value:g}"
     if not isinstance(expr, Reshape):
         return _operand_text(expr, strength)
     shape = shape_of(expr.arg)

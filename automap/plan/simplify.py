@@ -1,21 +1,23 @@
 """Expression in, shorter expression with the same value out: bitwise where elements are moved only.
 
-Where there is arithmetic, the sign of zeros and NaNs that it computes may change, nothing else. Rules are applied from
-the leaves up, each node until none fits. Every rule is an equation, given in its comment.
+Where there is arithmetic, the last bits of its float64 and the sign of zeros and NaNs that it computes may change.
+Rules are applied from the leaves up, each node until none fits. Every rule is an equation, given in its comment.
+Those of arithmetic come to an end because a measure falls; those of moves keep it, or let it fall, too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
-from automap.plan.arithmetic import simpler_arithmetic
+from automap.plan.arithmetic import RULES, simpler_arithmetic
 from automap.plan.dtypes import dtype_of, is_float
 from automap.plan.expr import (
     Add,
     Affine,
+    Arithmetic,
     Cast,
     Concat,
     Divide,
@@ -41,6 +43,8 @@ from automap.plan.expr import (
 )
 from automap.plan.layout import canonical, layout_of
 from automap.plan.shapes import shape_of
+
+Measure: TypeAlias = tuple[int, int, int, int]
 
 
 def simplify(expr: Expr) -> Expr:
@@ -69,7 +73,7 @@ def _step(expr: Expr) -> Expr | None:
         case Concat():
             return _simpler_concat(expr)
         case Permute() | Reshape():
-            return _simpler_chain(expr)
+            return _changed(expr, _simpler_chain(expr)) or _by_rules(expr)
         case Gather():
             return _simpler_gather(expr)
         case Pad():
@@ -80,11 +84,58 @@ def _step(expr: Expr) -> Expr | None:
             keeps = dtype_of(arg) == dtype and (is_float(dtype) or not is_computed(arg))
             return arg if keeps else None  # cast(x, dtype of x) = x
         case Affine() | Add() | Subtract() | Multiply() | Divide() | MatMul() | Sqrt() | Norm() | Mean():
-            return simpler_arithmetic(expr)
+            return _changed(expr, simpler_arithmetic(expr)) or _by_rules(expr)
         case Source() | Fill():
             return None
         case _:
             assert_never(expr)
+
+
+def _by_rules(expr: Expr) -> Expr | None:
+    """What the first of RULES that makes `expr` simpler makes of it, or None where none does."""
+    if not is_float(dtype_of(expr)):
+        return None
+    for rule in RULES:
+        found = rule(expr)
+        if found is not None and _is_simpler(found, expr):
+            return found
+    return None
+
+
+def _is_simpler(found: Expr, expr: Expr) -> bool:
+    fits = shape_of(found) == shape_of(expr) and dtype_of(found) == dtype_of(expr)
+    return fits and measure_of(found) < measure_of(expr)
+
+
+def measure_of(expr: Expr) -> Measure:
+    """What falls with every rule: arithmetic, layouts, products of scaled factors, and arithmetic of layouts."""
+    first, second, third, fourth = zip(*_costs(expr, 0, 0), strict=True)
+    return sum(first), sum(second), sum(third), sum(fourth)
+
+
+def _costs(expr: Expr, above: int, products: int) -> Iterator[Measure]:
+    """What each node adds to the measure below so much arithmetic, and so many products and quotients."""
+    layout = isinstance(expr, Permute | Reshape | Expand)
+    scales = isinstance(expr, Affine) and expr.shift == 0
+    yield _weight(expr), int(layout), products * scales, above * layout
+    above += isinstance(expr, Arithmetic)
+    products += isinstance(expr, Multiply | Divide)
+    for arg in args_of(expr):
+        yield from _costs(arg, above, products)
+
+
+def _weight(expr: Expr) -> int:
+    match expr:
+        case Affine(_, scale):
+            return 3 if scale < 0 else 2
+        case Divide():
+            return 3
+        case _:
+            return 2 if isinstance(expr, Arithmetic | Fill) else 0
+
+
+def _changed(expr: Expr, found: Expr | None) -> Expr | None:
+    return None if found == expr else found
 
 
 def _simpler_chain(expr: Permute | Reshape) -> Expr | None:

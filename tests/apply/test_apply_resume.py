@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,7 +116,8 @@ def crashing(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
 
         return counting
 
-    for owner, name in ((Place, "move_to"), (Place, "remove"), (Place, "make_dir"), (Place, "write")):
+    calls: tuple[tuple[Any, str], ...] = tuple((Place, name) for name in ("move_to", "remove", "make_dir", "write"))
+    for owner, name in (*calls, (Path, "write_bytes"), (Path, "replace")):
         monkeypatch.setattr(owner, name, wrapped(getattr(owner, name)))
     monkeypatch.setattr(ShardWriter, "finish", wrapped(ShardWriter.finish))
     monkeypatch.setattr(job, "_MOST_WORKERS", 1)  # so that steps have an order
@@ -156,6 +158,7 @@ def test_a_crash_around_every_step_is_survived(
             run(src, out, **options)
         assert is_bitwise(load_output(out), WANTED), at
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "src", "former.pt"]), at
+        assert not list(tmp_path.glob("out/.*")), at
 
 
 def stop_after(count: int, monkeypatch: pytest.MonkeyPatch, problem: BaseException) -> None:
