@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_strategies import exprs, random_state, same, close_numbers
+from plan_strategies import close_numbers, exprs, random_state, same
 
 from automap.errors import PlanError
 from automap.plan import (
