@@ -77,7 +77,7 @@ def match(
 def _matched(
     src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any,
     src_output: str | None, dest_output: str | None, seed: int, pins: tuple[str, ...], method: Method,
-    algebra: bool = True, *, is_training: bool = False,
+    algebra: bool = True, *, is_training: bool = False, is_algebraic: bool = True,
 ) -> tuple[Match, Solution, Mapping[str, Tensor] | None]:  # fmt: skip
     """The match, what it rests on, and what src gives for the sample."""
     src_inputs = Inputs.of(sample_input)
@@ -95,7 +95,7 @@ def _matched(
         given = verification.refuse_nan(src, src_inputs, [path for path, _ in mine.outputs])
     captured = time.perf_counter()
     theirs = _same_numbers(mine, theirs)
-    solution = solve(mine, theirs, dest, dest_inputs, seed=seed, pins=pins)
+    solution = solve(mine, theirs, dest, dest_inputs, seed=seed, pins=pins, is_algebraic=is_algebraic)
     matched = solution.outcome.matched_outputs
     outputs = dict(solution.dest.flow.outputs)
     reached = solution.dest.flow.ancestors([outputs[path] for _, path, _ in matched])
@@ -287,7 +287,17 @@ def explain(
     from automap.explanation.explain import explained
 
     found, solution, given = _matched(
-        src, dest, sample_input, dest_input, src_output, dest_output, seed, tuple(pins), capture, is_training=train
+        src,
+        dest,
+        sample_input,
+        dest_input,
+        src_output,
+        dest_output,
+        seed,
+        tuple(pins),
+        capture,
+        is_training=train,
+        is_algebraic=False,  # a factor that a weight could make up for is a difference all the same
     )
     inputs = Inputs.of(sample_input)
     eps = coarsest_rounding(solution.src_capture, solution.dest_capture)
