@@ -14,18 +14,22 @@ from automap.findings import Site as Site
 from automap.inputs import Inputs as Inputs
 
 if TYPE_CHECKING:
+    from automap.api import explain as explain
     from automap.api import match as match
     from automap.api import transfer as transfer
     from automap.plan import Plan as Plan
+    from automap.results import Explanation as Explanation
     from automap.results import Match as Match
     from automap.results import Transfer as Transfer
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "explain": "automap.api",
     "match": "automap.api",
     "transfer": "automap.api",
     "Plan": "automap.plan",
+    "Explanation": "automap.results",
     "Match": "automap.results",
     "Transfer": "automap.results",
 }

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from automap import verify as verification
 from automap.align import Solution, solve
-from automap.capture import Capture
+from automap.align.moments import EXACT
+from automap.align.outputs import relative_difference
+from automap.capture import Capture, record
 from automap.capture import capture as recorded
 from automap.capture.result import Method
 from automap.depth import depth_finding
@@ -22,9 +24,8 @@ from automap.errors import CaptureError, InputError, MismatchError, OutputError
 from automap.findings import Finding
 from automap.inputs import Inputs, describe_call, short_size
 from automap.planning import Draft, draft_plan, without_arithmetic
-from automap.results import CaptureSummary, Evidence, Match, Parity, Transfer
-
-Verify = Literal["quick", "default", "thorough"]
+from automap.results import CaptureSummary, Evidence, Explanation, Match, OpParity, Parity, Transfer
+from automap.verify import Case, Models, Verify, coarsest_rounding, op_parities, prove
 
 
 def match(
@@ -76,31 +77,35 @@ def match(
 def _matched(
     src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any,
     src_output: str | None, dest_output: str | None, seed: int, pins: tuple[str, ...], method: Method,
-    algebra: bool = True,
-) -> tuple[Match, Solution, Diagnosis]:  # fmt: skip
+    algebra: bool = True, *, is_training: bool = False, is_algebraic: bool = True,
+) -> tuple[Match, Solution, Mapping[str, Tensor] | None]:  # fmt: skip
+    """The match, what it rests on, and what src gives for the sample."""
     src_inputs = Inputs.of(sample_input)
     dest_inputs = src_inputs if dest_input is None else Inputs.of(dest_input)
     started = time.perf_counter()
     with _other_shown(dest, dest_inputs):
-        mine = _selected(recorded(src, src_inputs, method=method), src_output, "src")
+        mine = _selected(_recorded(src, src_inputs, method, is_training), src_output, "src")
     with _other_shown(src, src_inputs):
-        theirs = _selected(recorded(dest, dest_inputs, method=method), dest_output, "dest")
+        theirs = _selected(_recorded(dest, dest_inputs, method, is_training), dest_output, "dest")
     for capture, name in ((mine, "src"), (theirs, "dest")):
         if capture.mode == "fake":
             raise _without_values(name, capture)
+    given = None
     if mine.mode == "real":
-        verification.refuse_nan(src, src_inputs, [path for path, _ in mine.outputs])
+        given = verification.refuse_nan(src, src_inputs, [path for path, _ in mine.outputs])
     captured = time.perf_counter()
-    solution = solve(mine, theirs, dest, dest_inputs, seed=seed, pins=pins)
+    theirs = _same_numbers(mine, theirs)
+    solution = solve(mine, theirs, dest, dest_inputs, seed=seed, pins=pins, is_algebraic=is_algebraic)
     matched = solution.outcome.matched_outputs
     outputs = dict(solution.dest.flow.outputs)
     reached = solution.dest.flow.ancestors([outputs[path] for _, path, _ in matched])
     planned = time.perf_counter()
-    draft = draft_plan(solution, reached)
+    draft = _exact_only(solution, draft_plan(solution, reached))
     draft = draft if algebra else without_arithmetic(draft)
     found = diagnose(solution, draft, pins)
     if "hooks" in (mine.method, theirs.method):
-        draft, found = _held_to_models(solution, draft, found, src, dest, src_inputs, dest_inputs, seed)
+        models = Models(src, dest, src_inputs, dest_inputs)
+        draft, found = _held_to_models(solution, draft, found, models, seed)
     deeper = depth_finding(solution.src.flow.weights.values(), solution.dest.flow.weights.values())
     if deeper is not None and found.verdict != "complete":
         found = _with_depth(found, deeper)
@@ -113,7 +118,47 @@ def _matched(
         draft.plan, found.findings, found.verdict, draft.evidence, _summary(solution.src_capture, src),
         _summary(solution.dest_capture, dest), draft.unused, draft.idle, timings,
     )  # fmt: skip
-    return result, solution, found
+    return result, solution, given
+
+
+def _recorded(model: nn.Module, inputs: Inputs, method: Method, is_training: bool) -> Capture:
+    if not is_training:
+        return recorded(model, inputs, method=method)
+    if method != "dispatch":
+        raise InputError(f"a forward in train mode is not recorded by {method!r}", help="leave out `capture`")
+    from automap.explanation.training import comparable
+
+    return comparable(record(model, inputs, is_training=True))
+
+
+def _same_numbers(src: Capture, dest: Capture) -> Capture:
+    """Dest with src's numbers for inputs that are src's in another precision."""
+
+    def alike(value: Tensor) -> Tensor:
+        twins = [v for v in src.inputs.values() if v.shape == value.shape and v.dtype != value.dtype]
+        return next((v for v in twins if _is_rounded(v, value)), value)
+
+    return replace(dest, inputs={name: alike(value) for name, value in dest.inputs.items()})
+
+
+def _is_rounded(a: Tensor, b: Tensor) -> bool:
+    """Whether two floating-point tensors are one, up to the precision of the coarser."""
+    if not (a.is_floating_point() and b.is_floating_point()):
+        return False
+    coarser = max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    return torch.equal(a.to(coarser), b.to(coarser))
+
+
+def _exact_only(solution: Solution, draft: Draft) -> Draft:
+    """Nothing is proved by outputs that only nearly agree."""
+    outputs = dict(solution.dest.flow.outputs)
+    exact = [outputs[path] for _, path, off in solution.outcome.matched_outputs if off <= EXACT]
+    behind = solution.dest.flow.ancestors(exact)
+    sure = {name for i, w in solution.dest.flow.weights.items() if i in behind for name in w.in_state}
+    evidence: dict[str, Evidence] = {
+        name: "aligned" if how == "proved" and name not in sure else how for name, how in draft.evidence.items()
+    }
+    return replace(draft, evidence=evidence)
 
 
 def _without_values(name: str, found: Capture) -> CaptureError:
@@ -134,16 +179,14 @@ def _other_shown(model: nn.Module, inputs: Inputs) -> Iterator[None]:
 
 
 def _held_to_models(
-    solution: Solution, draft: Draft, found: Diagnosis, src: nn.Module, dest: nn.Module,
-    src_inputs: Inputs, dest_inputs: Inputs, seed: int,
-) -> tuple[Draft, Diagnosis]:  # fmt: skip
+    solution: Solution, draft: Draft, found: Diagnosis, models: Models, seed: int
+) -> tuple[Draft, Diagnosis]:
     """Hooks see modules only: nothing is proved by them, and complete is what the models themselves confirm."""
     evidence: dict[str, Evidence] = {n: "aligned" if e == "proved" else e for n, e in draft.evidence.items()}
     draft, pairs = replace(draft, evidence=evidence), compared_outputs(solution)
     if found.verdict != "complete":
         return draft, found
-    check = verification.drawn_check(solution, draft.plan, src, dest, src_inputs, dest_inputs, pairs, seed=seed + 401)
-    if check.is_equal:
+    if verification.drawn_check(Case.of(solution, draft.plan, pairs), models, seed=seed + 401).is_equal:
         return draft, found
     message = "the modules align and the outputs differ on equal weights: something between the modules is not the same"
     differs = Finding("output-differs", message, help="hooks do not see what; record with --capture dispatch")
@@ -199,6 +242,70 @@ def _summary(found: Capture, model: nn.Module) -> CaptureSummary:
     )
 
 
+def explain(
+    src: nn.Module,
+    dest: nn.Module,
+    sample_input: Any,
+    *,
+    dest_input: Any = None,
+    loaded: bool = False,
+    train: bool = False,
+    src_output: str | None = None,
+    dest_output: str | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    pins: Sequence[str] = (),
+    capture: Method = "dispatch",
+) -> Explanation:
+    """Return every place where dest does not compute what src computes, each op of dest being given src's own values.
+
+    Nothing is modified. What differs early does not hide what differs later.
+
+    Args:
+        src: the model that is right.
+        dest: the model in question.
+        sample_input: what src is called with, as for `match`.
+        dest_input: the same for dest.
+        loaded: compare dest with the weights that it has, tensor by tensor with what src's should become, and op by op.
+        train: compare what both compute in train mode: dropout, statistics of the batch.
+        src_output: the path of the output to compare.
+        dest_output: the same for dest.
+        tolerance: the largest relative difference of the models' own outputs, where loaded; measured if None.
+        seed: for the random weights.
+        pins: `DEST=SRC` names that must go together.
+        capture: how the models are recorded.
+
+    Raises:
+        CaptureError, InputError, OutputError: as for `match`.
+
+    Example:
+        >>> import torch, automap
+        >>> one, other = torch.nn.Sequential(torch.nn.GELU()), torch.nn.Sequential(torch.nn.GELU("tanh"))
+        >>> automap.explain(one, other, torch.randn(5, 3)).first.finding.message
+        'gelu approximate None in src, tanh in dest'
+    """
+    from automap.explanation.explain import explained
+
+    found, solution, given = _matched(
+        src,
+        dest,
+        sample_input,
+        dest_input,
+        src_output,
+        dest_output,
+        seed,
+        tuple(pins),
+        capture,
+        is_training=train,
+        is_algebraic=False,  # a factor that a weight could make up for is a difference all the same
+    )
+    inputs = Inputs.of(sample_input)
+    eps = coarsest_rounding(solution.src_capture, solution.dest_capture)
+    models = Models(src, dest, inputs, inputs if dest_input is None else Inputs.of(dest_input), given, eps)
+    pairs = compared_outputs(solution)
+    return explained(found, solution, models, pairs, loaded=loaded, train=train, tolerance=tolerance, seed=seed)
+
+
 def transfer(
     src: nn.Module,
     dest: nn.Module,
@@ -238,72 +345,74 @@ def transfer(
         MismatchError: strict, and the models do not match; it carries the Transfer.
         CaptureError, InputError, OutputError: as for `match`.
     """
-    found, solution, _ = _matched(
+    found, solution, given = _matched(
         src, dest, sample_input, dest_input, src_output, dest_output, seed, tuple(pins), capture, algebra
     )
     if strict and not found.is_complete:
-        result = Transfer(found, None, _tested(found, (), False), False, tolerance or 0.0, found.timings_s)
+        result = Transfer(found, None, _tested(found, None), False, tolerance or 0.0, found.timings_s)
         raise MismatchError(f"{type(src).__name__} and {type(dest).__name__} do not match: {found.verdict}", result)
     inputs = Inputs.of(sample_input)
-    dest_inputs = inputs if dest_input is None else Inputs.of(dest_input)
-    result, before = _carried_over(found, solution, src, dest, inputs, dest_inputs, verify, tolerance, seed)
-    if strict and not result.is_equal:
-        _place(dest, before)
-        raise MismatchError("the outputs differ after the transfer; dest was left as it was", result)
-    return result
+    captures = solution.src_capture, solution.dest_capture
+    eps = coarsest_rounding(*captures)
+    models = Models(src, dest, inputs, inputs if dest_input is None else Inputs.of(dest_input), given, eps)
+    is_whole = "hooks" not in {made.method for made in captures}
+    cases = [Case.of(solution, found.plan, compared_outputs(solution))]
+    ops = tuple(op_parities(solution).values())
+    del solution  # and with it everything that both models compute
+
+    def proof() -> Parity:
+        options: dict[str, Any] = {"is_complete": found.is_complete, "is_whole": is_whole, "tolerance": tolerance}
+        return prove(cases.pop(), models, verify=verify, seed=seed, **options)
+
+    return _carried_over(found, models, proof, ops, is_strict=strict, tolerance=tolerance)
 
 
 def _carried_over(
-    found: Match, solution: Solution, src: nn.Module, dest: nn.Module, src_inputs: Inputs, dest_inputs: Inputs,
-    mode: Verify, tolerance: float | None, seed: int,
-) -> tuple[Transfer, dict[str, Tensor]]:  # fmt: skip
-    """Place what the plan gives and verify it; also return what dest held before."""
+    found: Match,
+    models: Models,
+    proof: Callable[[], Parity],
+    ops: tuple[OpParity, ...],
+    *,
+    is_strict: bool,
+    tolerance: float | None,
+) -> Transfer:
+    """Place what the plan gives and verify it; whatever goes wrong, dest is as it was before."""
     started = time.perf_counter()
-    before = _place(dest, found.plan.apply(src.state_dict()))
-    placed = time.perf_counter()
-    parity = _proof(solution, found, src, dest, src_inputs, dest_inputs, mode, tolerance, seed)
-    timings = {**found.timings_s, "apply": placed - started, "verify": time.perf_counter() - placed}
-    limit = max((o.tolerance for c in parity.checks for o in c.outputs if c.weights == "own"), default=tolerance or 0.0)
-    evidence = _tested(found, parity.unverifiable, parity.is_equal)
-    return Transfer(found, parity, evidence, True, limit, timings), before
+    before: dict[str, Tensor] = {}
+    try:
+        _place(models.dest, found.plan.apply(models.src.state_dict()), before)
+        placed = time.perf_counter()
+        parity = proof()
+        timings = {**found.timings_s, "apply": placed - started, "verify": time.perf_counter() - placed}
+        own = [o.tolerance for check in parity.checks if check.weights == "own" for o in check.outputs]
+        limit = max(own, default=tolerance or 0.0)
+        result = Transfer(found, parity, _tested(found, parity), True, limit, timings, ops)
+        if is_strict and not result.is_equal:
+            raise MismatchError(f"{_refusal(parity)}; dest was left as it was", replace(result, is_applied=False))
+    except BaseException:
+        _place(models.dest, before, {})
+        raise
+    return result
 
 
-def _place(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy values into a model's parameters and buffers by name; return what was there."""
+def _refusal(parity: Parity) -> str:
+    if parity.is_powerless:
+        return "the outputs do not depend on the input, so that comparing them proves nothing"
+    return "the outputs differ after the transfer" if parity.checks else "there are no outputs to compare"
+
+
+def _place(model: nn.Module, state: Mapping[str, Tensor], before: dict[str, Tensor]) -> None:
+    """Copy values into a model's parameters and buffers by name; what was there goes into before."""
     named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    before = {}
     with torch.no_grad():
         for name, value in state.items():
             before[name] = named[name].detach().clone()
             named[name].copy_(value)
-    return before
-
-
-def _proof(
-    solution: Solution, found: Match, src: nn.Module, dest: nn.Module, src_inputs: Inputs, dest_inputs: Inputs,
-    mode: Verify, tolerance: float | None, seed: int,
-) -> Parity:  # fmt: skip
-    pairs = compared_outputs(solution)
-    tests: list[verification.RandomTest] = []
-    is_whole = "hooks" not in (solution.src_capture.method, solution.dest_capture.method)
-    if pairs and mode != "quick" and found.is_complete and is_whole:
-        draws = 3 if mode == "thorough" else 1
-        tests = [verification.random_test(solution, found.plan, pairs, seed=seed + 101 + n) for n in range(draws)]
-    checks = [check for test in tests for check in test.checks]
-    if pairs and mode != "quick" and found.is_complete and not is_whole:
-        checks.append(
-            verification.drawn_check(solution, found.plan, src, dest, src_inputs, dest_inputs, pairs, seed=seed + 101)
-        )
-    if pairs:
-        checks.append(verification.own_check(src, dest, src_inputs, dest_inputs, pairs, tolerance))
-    still = set(tests[0].still).intersection(*(test.still for test in tests)) if tests else set()
-    powers = [test.input_sensitivity for test in tests if test.input_sensitivity is not None]
-    return Parity(tuple(checks), tuple(sorted(still)), min(powers, default=None))
 
 
 def compared_outputs(solution: Solution) -> list[tuple[str, str]]:
     """Return the paths of src and dest outputs that are compared: those that agree, else those of one size in order."""
-    matched = [(a, b) for a, b, _ in solution.outcome.matched_outputs]
+    matched = [_same_shape(solution, a, b, off) for a, b, off in solution.outcome.matched_outputs]
     if matched:
         return matched
     src, dest = solution.src.flow, solution.dest.flow
@@ -318,6 +427,19 @@ def compared_outputs(solution: Solution) -> list[tuple[str, str]]:
     return pairs
 
 
+def _same_shape(solution: Solution, src_path: str, dest_path: str, off: float) -> tuple[str, str]:
+    """Two outputs that agree: where src's has another shape, one of the same shape that agrees as well, if there is."""
+    theirs, mine = dict(solution.src.flow.outputs), dict(solution.dest.flow.outputs)[dest_path]
+    shape = solution.dest.flow[mine].shape
+    if solution.src.flow[theirs[src_path]].shape == shape:
+        return src_path, dest_path
+    value, src = solution.dest.run.value(mine), solution.src
+    alike = [p for p, i in theirs.items() if src.flow[i].shape == shape and isinstance(src.run.value(i), Tensor)]
+    limit = max(off, EXACT)
+    equal = (p for p in alike if relative_difference(src.run.value(theirs[p]), value) <= limit)
+    return next(equal, src_path), dest_path
+
+
 def _count(shape: tuple[int, ...]) -> int:
     count = 1
     for n in shape:
@@ -325,13 +447,19 @@ def _count(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _tested(found: Match, unverifiable: tuple[str, ...], is_equal: bool) -> dict[str, Evidence]:
-    """The evidence after a transfer: what was aligned and moves an output that agrees was tested."""
-    blind = set(unverifiable)
+def _tested(found: Match, parity: Parity | None) -> dict[str, Evidence]:
+    """The evidence after a transfer: what was aligned and moves an output that agrees was tested.
+
+    Where nothing was verified, what was only aligned is assumed; where the outputs differ, everything is.
+    """
+    blind = set(parity.unverifiable) if parity is not None else set()
+    is_refuted = parity is not None and not parity.is_equal
     result: dict[str, Evidence] = {}
     for name, evidence in found.evidence.items():
-        if name in blind or (evidence == "aligned" and not is_equal):
+        if name in blind or is_refuted:
             result[name] = "assumed"
+        elif evidence == "aligned":
+            result[name] = "assumed" if parity is None else "tested"
         else:
-            result[name] = "tested" if evidence == "aligned" else evidence
+            result[name] = evidence
     return result

@@ -29,6 +29,7 @@ from automap.options import (
     ExportFormat,
     HtmlFile,
     JsonFile,
+    Loaded,
     Model,
     OutFolder,
     Overwrite,
@@ -42,6 +43,7 @@ from automap.options import (
     SrcOutput,
     Tolerance,
     TraceFormat,
+    Train,
     Verify,
     Verifying,
     Version,
@@ -130,10 +132,11 @@ def explain(
     seed: Seed = 0,
     capture: Capture = Capturing.dispatch,
     pin: Pin = None,
-    algebra: Algebra = True,
+    loaded: Loaded = False,
+    train: Train = False,
     debug: Debug = False,
 ) -> None:
-    """Say what differs between SRC and DEST; no weights are carried over."""
+    """Say every place where DEST does not compute what SRC computes; no weights are carried over."""
     with _clear_errors(debug):
         _explain(_job(locals()))
 
@@ -244,16 +247,18 @@ def _convert(job: Job, *, is_quiet: bool) -> None:
 
 def _explain(job: Job) -> None:
     from automap import jobs
+    from automap.explanation.text import as_findings
     from automap.report import build_report, print_findings
 
     with _progress("building both models", False):
         sides = jobs.prepare(job)
-    with _progress("matching", False):
-        match = jobs.explain(job, sides)
-    print_findings(_console(), build_report(match, notes=sides.notes))
+    with _progress("comparing op by op", False):
+        explanation = jobs.explain(job, sides)
+    match = as_findings(explanation)
+    print_findings(_console(), build_report(match, notes=(*sides.notes, *explanation.notes)))
     for line in jobs.write_reports(job, sides, match):
         typer.echo(f"  {line}")
-    raise typer.Exit(0 if match.is_complete else 1)
+    raise typer.Exit(0 if explanation.is_equal else 1)
 
 
 def _apply(arguments: Mapping[str, Any], *, is_quiet: bool) -> None:

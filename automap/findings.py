@@ -28,6 +28,7 @@ Code = Literal[
     "computed",
     "ambiguous",
     "input-coincidence",
+    "weight-differs",
 ]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from automap.capture import Capture
     from automap.capture.result import Method
     from automap.inputs import Inputs
-    from automap.results import Match, Transfer
+    from automap.results import Explanation, Match, Transfer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,8 @@ class Job:
     seed: int = 0
     pin: tuple[str, ...] = ()
     algebra: bool = True
+    loaded: bool = False
+    train: bool = False
     capture: Method = "dispatch"
     verify: str = "default"
     tolerance: float | None = None
@@ -89,11 +91,12 @@ def convert(job: Job, sides: Sides) -> Transfer:
     return transfer(sides.src, sides.dest, sides.src_inputs, strict=False, **options, **_core_options(job, sides))
 
 
-def explain(job: Job, sides: Sides) -> Match:
-    """Return the match of both models; nothing is modified."""
-    from automap.api import match
+def explain(job: Job, sides: Sides) -> Explanation:
+    """Return every place where dest departs from src; nothing is modified."""
+    from automap.api import explain
 
-    return match(sides.src, sides.dest, sides.src_inputs, **_core_options(job, sides))
+    options = {name: value for name, value in _core_options(job, sides).items() if name != "algebra"}
+    return explain(sides.src, sides.dest, sides.src_inputs, loaded=job.loaded, train=job.train, **options)
 
 
 def _core_options(job: Job, sides: Sides) -> dict[str, Any]:

@@ -80,6 +80,8 @@ HtmlFile = Annotated[
 Algebra = Annotated[
     bool, typer.Option("--algebra/--no-algebra", help="Also find weights that are computed from those of SRC.")
 ]
+Loaded = Annotated[bool, typer.Option("--loaded", help="Compare DEST with the weights that it has; carry none over.")]
+Train = Annotated[bool, typer.Option("--train", help="Compare what both compute in train mode.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")]
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from automap.findings import Finding
+from automap.findings import Finding, Site
 from automap.plan import Plan
 
 #: outputs that change relatively less than this under another input do not depend on it
 _NO_POWER = 1e-13
+#: findings that stand whatever the outputs say: some numbers are not the same
+_NUMBERS = {"weight-differs", "attribute-differs", "constant-differs"}
 Verdict = Literal["complete", "differs", "ambiguous", "impossible"]
 Evidence = Literal["proved", "aligned", "tested", "assumed"]
 
@@ -101,8 +104,10 @@ class ParityCheck:
 class Parity:
     """All checks of one verification, the names of weights that no compared output depends on, and the test's power.
 
-    `input_sensitivity` is the relative change of the outputs under a fresh input; a value near zero means that the
-    comparison could not have failed.
+    `input_sensitivity` is the relative change of the outputs when the input is drawn anew, to first order; a value near
+    zero means that the comparison could not have failed. `swaps_tried` wrong maps were made by exchanging weights,
+    parts or rows in the right one; `swaps_caught` of them change the outputs, `swaps_missed` names the others (at most
+    50). `notes` say what was left out.
     """
 
     checks: tuple[ParityCheck, ...]
@@ -110,6 +115,8 @@ class Parity:
     input_sensitivity: float | None = None
     swaps_tried: int = 0
     swaps_caught: int = 0
+    swaps_missed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def is_equal(self) -> bool:
@@ -124,7 +131,10 @@ class Parity:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Transfer:
-    """A match whose weights were placed in dest (unless refused), and the proof."""
+    """A match whose weights were placed in dest (unless refused), and the proof.
+
+    `op_parity` compares aligned ops on the values of the match, in the order in which dest runs them.
+    """
 
     match: Match
     parity: Parity | None
@@ -132,6 +142,7 @@ class Transfer:
     is_applied: bool
     tolerance: float
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    op_parity: tuple[OpParity, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -172,3 +183,94 @@ def _in_short(match: Match, evidence: Mapping[str, Evidence]) -> str:
 
 def _counts(words: Iterable[str]) -> str:
     return ", ".join(f"{count} {word}" for word, count in Counter(words).items())
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far an op of dest is from src's on the same values: the largest difference, also beside the largest value.
+
+    `where` is the index of that difference in dest's layout, `src_value` and `dest_value` are the two numbers there.
+    `at` names the module whose input was compared, where it is not the op's own result that was.
+    """
+
+    max_abs: float
+    max_rel: float
+    where: tuple[int, ...]
+    src_value: float
+    dest_value: float
+    at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpParity:
+    """How far one op of dest is from its src twin on the same values; `tolerance` is relative."""
+
+    dest: Site
+    src: Site
+    max_abs: float
+    max_rel: float
+    tolerance: float = math.inf
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the difference is within tolerance (never true for NaN)."""
+        return self.max_rel <= self.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A place where dest leaves src, dest's op being given src's own values.
+
+    `finding` is the cause with both places, `gap` how far the results are apart (None where they have different
+    shapes). `same` are the other places, folded, of which the same is true; `count` tells how many there are in all.
+    """
+
+    finding: Finding
+    gap: Gap | None = None
+    same: tuple[str, ...] = ()
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why dest does not compute what src computes: every place where it departs, in dest's order.
+
+    `match` is what was matched without regard to the weights in dest; where `is_loaded`, these are compared with what
+    the match makes of src's, and `outputs` are those of both models as they are. `op_parity` compares aligned ops, and
+    `notes` say what could not be looked at.
+    """
+
+    match: Match
+    departures: tuple[Departure, ...]
+    outputs: tuple[OutputParity, ...] = ()
+    op_parity: tuple[OpParity, ...] = ()
+    is_loaded: bool = False
+    is_training: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> Departure | None:
+        """The first op that departs, or None."""
+        return self.departures[0] if self.departures else None
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether dest computes what src computes, as far as was looked at: no departure matters, all outputs agree.
+
+        Where outputs agree with the weights that dest has, ops that are spelled differently do not matter; numbers do.
+        """
+        wrong = {departure.finding.code for departure in self.departures if departure.finding.severity == "error"}
+        agree = all(output.is_equal for output in self.outputs)
+        if self.is_loaded and self.outputs:
+            return agree and wrong.isdisjoint(_NUMBERS)
+        return agree and not wrong and self.match.is_complete
+
+    @property
+    def text(self) -> str:
+        """The explanation as plain text."""
+        from automap.explanation.text import render
+
+        return render(self)
+
+    def __str__(self) -> str:
+        return self.text

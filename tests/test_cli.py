@@ -20,7 +20,7 @@ from automap.cli import app, commands
 from automap.errors import AutomapError, CaptureError, OutputError
 from automap.jobs import Job, prepare
 from automap.plan import Plan, Source
-from automap.results import CaptureSummary, Match, OutputParity, Parity, ParityCheck, Transfer, Verdict
+from automap.results import CaptureSummary, Explanation, Match, OutputParity, Parity, ParityCheck, Transfer, Verdict
 
 Run = Callable[..., tuple[int, str, str]]
 needs_core = pytest.mark.skipif(importlib.util.find_spec("automap.api") is None, reason="the core is not there yet")
@@ -44,6 +44,9 @@ class Core:
         capture = CaptureSummary(type(src).__name__, "dispatch", "real", 3, 4, 5, 0.1)
         return Match(Plan(entries), (), self.verdict, dict.fromkeys(entries, "proved"), capture, capture)
 
+    def explain(self, src: torch.nn.Module, dest: torch.nn.Module, sample_input: Any, **options: Any) -> Explanation:
+        return Explanation(self.match(src, dest, sample_input, **options), ())
+
     def transfer(self, src: torch.nn.Module, dest: torch.nn.Module, sample_input: Any, **options: Any) -> Transfer:
         match = self.match(src, dest, sample_input, **options)
         dest.load_state_dict(match.plan.apply(src.state_dict()))
@@ -56,7 +59,8 @@ class Core:
 def core(monkeypatch: pytest.MonkeyPatch) -> Core:
     stand_in = Core()
     module = types.ModuleType("automap.api")
-    module.match, module.transfer = stand_in.match, stand_in.transfer  # type: ignore[attr-defined]
+    for name in ("match", "transfer", "explain"):
+        setattr(module, name, getattr(stand_in, name))
     monkeypatch.setitem(sys.modules, "automap.api", module)
     return stand_in
 
@@ -104,7 +108,9 @@ def test_python_m_automap_is_the_command() -> None:
 def test_every_field_of_a_job_can_be_asked_for() -> None:
     callback = app.registered_commands[0].callback
     assert callback is not None
-    assert {field.name for field in fields(Job)} <= set(callback.__annotations__)
+    explaining = next(command.callback for command in commands.registered_commands if command.name == "explain")
+    assert explaining is not None
+    assert {field.name for field in fields(Job)} <= set(callback.__annotations__) | set(explaining.__annotations__)
     assert {command.name for command in commands.registered_commands} == {"trace", "explain", "apply", "export"}
 
 
@@ -239,6 +245,7 @@ def test_options_reach_the_core(run: Run, core: Core, pair: tuple[str, ...]) -> 
         "seed": 3,
         "pins": ("a=b", "c=d[0:2]"),
         "capture": "export",
+        "algebra": True,
         "src_output": "0.a",
         "dest_output": "logits",
     }
@@ -276,6 +283,16 @@ def test_explain_shows_findings_and_verdict_only(run: Run, core: Core, pair: tup
     assert (status, text.splitlines()[0]) == (0, "verdict: complete")
     core.verdict = "differs"
     assert run("explain", *pair)[0] == 1
+
+
+def test_explain_hands_on_that_weights_are_loaded_and_the_mode(run: Run, core: Core, pair: tuple[str, ...]) -> None:
+    run("explain", *pair, "--loaded", "--train")
+    assert (core.options["loaded"], core.options["train"]) == (True, True)
+
+
+def test_no_algebra_reaches_the_core(run: Run, core: Core, pair: tuple[str, ...]) -> None:
+    run(*pair, "--no-algebra")
+    assert core.options["algebra"] is False
 
 
 @pytest.mark.parametrize("out", ["new.safetensors", "new"])

@@ -90,6 +90,7 @@ class Search:
     dest: Side
     assignment: Assignment
     pins: tuple[Pin, ...] = ()
+    is_algebraic: bool = True
     choices: dict[Key, Choice] = field(default_factory=dict)
     fresh: dict[int, frozenset[Key]] = field(default_factory=dict)
     ripe: dict[int, frozenset[Key]] = field(default_factory=dict)
@@ -255,6 +256,7 @@ class Search:
         key = (index, weight, piece)
         found = [*found, self.offered[key]] if key in self.offered else found
         found = self._pinned(weight, found)
+        found = found if self.is_algebraic else [c for c in found if not c.is_folded]
         kin = self._kin(readers) if len(found) > 1 else frozenset()
         ordered = sorted(found, key=lambda c: self._merit(c, label, key, kin), reverse=True)
         if key in self.forced:
@@ -342,7 +344,7 @@ class Search:
         return self._process(stop.node) is None
 
     def _mend(self, stop: Stop) -> bool:
-        factors = proportional(self.dest, self.src, self._operands(stop))
+        factors = proportional(self.dest, self.src, self._operands(stop)) if self.is_algebraic else []
         sure, others = [f for f in factors if not f.is_held], [f for f in factors if f.is_held]
         return self._rescale(stop, sure) or self._repair(stop) or self._rescale(stop, others)
 

@@ -48,6 +48,7 @@ def solve(
     *,
     seed: int,
     pins: Sequence[str] = (),
+    is_algebraic: bool = True,
 ) -> Solution:
     """Return what a walk over dest finds, on weights drawn from seed where src's control flow allows it."""
     started = time.perf_counter()
@@ -59,13 +60,13 @@ def solve(
     with torch.no_grad():
         source = _computed(src_flow, draw_weights(src_flow, seed) if is_drawn else own_weights(src_flow))
         computed = time.perf_counter()
-        side, outcome = _walk(source, dest, src, pins)
+        side, outcome = _walk(source, dest, src, pins, is_algebraic)
         for _ in range(_ROUNDS if dest.is_data_dependent and dest_model is not None else 0):
             if not outcome.stops:
                 break
             assert dest_model is not None
             again = _captured_again(dest_model, dest_inputs, side, outcome)
-            following, found = _walk(source, again, src, pins)
+            following, found = _walk(source, again, src, pins, is_algebraic)
             if _known(found) <= _known(outcome):
                 break
             side, outcome, dest = following, found, again
@@ -96,12 +97,12 @@ def _without_constant_inputs(src: Flow, dest: Capture) -> tuple[Flow, Capture]:
     return replace(src, inputs=inputs), replace(dest, inputs=others)
 
 
-def _walk(source: Source, dest: Capture, src: Capture, pins: Sequence[str]) -> tuple[Side, Outcome]:
+def _walk(source: Source, dest: Capture, src: Capture, pins: Sequence[str], is_algebraic: bool) -> tuple[Side, Outcome]:
     flow = lower(dest, fixed_buffers(dest, src))
     blank = {i: torch.tensor(torch.nan, dtype=torch.float64).expand(w.tensor.shape) for i, w in flow.weights.items()}
     with torch._C.DisableTorchFunction():
         side = Side(flow, blank)
-        search = Search(source, side, Assignment(side, source), parsed_pins(pins, source.flow, flow))
+        search = Search(source, side, Assignment(side, source), parsed_pins(pins, source.flow, flow), is_algebraic)
         live = flow.ancestors([index for _, index in flow.outputs])
         return side, search.walk(live, flow.outputs)
 

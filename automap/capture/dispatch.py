@@ -172,8 +172,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.tape.read_by_python(tensor)
 
 
-def record(model: nn.Module, inputs: Inputs, *, mode: Mode = "real") -> Capture:
-    """Return the ATen calls of one forward of model in eval mode, as a functional graph.
+def record(model: nn.Module, inputs: Inputs, *, mode: Mode = "real", is_training: bool = False) -> Capture:
+    """Return the ATen calls of one forward of model in eval (or train) mode, as a functional graph.
 
     Raises:
         InputError: model does not take the inputs.
@@ -185,7 +185,8 @@ def record(model: nn.Module, inputs: Inputs, *, mode: Mode = "real") -> Capture:
             return model(*given.args, **given.kwargs)
 
     weights = weights_of(model)
-    return record_call(model, inputs, call_model, weights=weights, tensors=own_tensors(weights), mode=mode)
+    tensors = own_tensors(weights)
+    return record_call(model, inputs, call_model, weights=weights, tensors=tensors, mode=mode, is_training=is_training)
 
 
 def own_tensors(weights: Iterable[Weight]) -> tuple[tuple[Weight, Tensor], ...]:
@@ -204,6 +205,7 @@ def record_call(
     method: Method = "dispatch",
     name: str = "",
     prefix: str = "",
+    is_training: bool = False,
 ) -> Capture:
     """Return what call computes with model, recorded.
 
@@ -211,7 +213,7 @@ def record_call(
     """
     started = time.perf_counter()
     with ExitStack() as stack:
-        originals = stack.enter_context(preserved(model))
+        originals = stack.enter_context(preserved(model, is_training=is_training))
         faked = stack.enter_context(fake_stage(model, inputs, tensors)) if mode == "fake" else None
         stage = faked or real_stage(inputs, tensors)
         tape = Tape(stage.tensors, stage.value_of)

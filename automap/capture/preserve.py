@@ -109,14 +109,14 @@ def _plain_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _settle(model: nn.Module) -> None:
-    """Put model in eval mode without tables derived from its weights, which some models keep until the mode changes."""
+def _settle(model: nn.Module, *, is_training: bool) -> None:
+    """Put model in a mode without tables derived from its weights, which some models keep until the mode changes."""
     try:
-        model.train()
-        model.eval()
+        model.train(not is_training)
+        model.train(is_training)
     except Exception:  # exported programs refuse; a model's own `train` may raise whatever it likes
         for module in model.modules():
-            module.training = False
+            module.training = is_training
 
 
 def _restore(taken: Snapshot, originals: Originals) -> None:
@@ -127,8 +127,8 @@ def _restore(taken: Snapshot, originals: Originals) -> None:
 
 
 @contextmanager
-def preserved(model: nn.Module, *, plain: bool = True) -> Iterator[Originals]:
-    """Put model in eval mode without derived caches, and afterwards restore everything a forward can touch.
+def preserved(model: nn.Module, *, plain: bool = True, is_training: bool = False) -> Iterator[Originals]:
+    """Put model in eval (or train) mode without derived caches, and afterwards restore everything a forward can touch.
 
     Yields what knows, afterwards, which of model's tensors the forward changed. With plain, fused kernels that hide
     weights are off meanwhile.
@@ -142,7 +142,7 @@ def preserved(model: nn.Module, *, plain: bool = True) -> Iterator[Originals]:
         if plain:
             stack.enter_context(_plain_kernels())
         stack.enter_context(originals)
-        _settle(model)
+        _settle(model, is_training=is_training)
         yield originals
 
 

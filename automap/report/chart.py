@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from automap.report.model import OpParity, farthest
-from automap.results import OutputParity, ParityCheck
+from automap.report.model import farthest
+from automap.results import OpParity, OutputParity, ParityCheck
 
 _LOW, _HIGH = -18, 2  # powers of ten
 _MOST_COLUMNS = 240

@@ -31,8 +31,8 @@ from typing import Any
 
 from automap.findings import Finding
 from automap.plan import dtype_of, format_expr, shape_of
-from automap.report.model import OpParity, build_report, shorten
-from automap.results import CaptureSummary, Match, Parity, Transfer
+from automap.report.model import build_report, shorten
+from automap.results import CaptureSummary, Match, OpParity, Parity, Transfer
 
 SCHEMA = "automap-report/1"
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -18,7 +18,7 @@ from automap.inputs import short_size
 from automap.plan import Plan, Rule, dtype_of, format_expr, shape_of, sources_of
 from automap.plan.shown import shown
 from automap.report.folding import fold
-from automap.results import CaptureSummary, Evidence, Match, Parity, Transfer, Verdict
+from automap.results import CaptureSummary, Evidence, Match, OpParity, Parity, Transfer, Verdict
 
 #: every kind of evidence, the strongest first
 EVIDENCE: tuple[Evidence, ...] = ("proved", "tested", "aligned", "assumed")
@@ -76,22 +76,6 @@ class FoldedFinding:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class OpParity:
-    """How far one op of dest is from its src twin on the same values; `tolerance` is relative."""
-
-    dest: Site
-    src: Site
-    max_abs: float
-    max_rel: float
-    tolerance: float = math.inf
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether the difference is within tolerance (never true for NaN)."""
-        return self.max_rel <= self.tolerance
-
-
 def farthest(ops: Sequence[OpParity]) -> OpParity:
     """Return the op with the largest relative difference; NaN is larger than anything."""
     return max(ops, key=lambda op: math.inf if math.isnan(op.max_rel) else op.max_rel)
@@ -136,11 +120,12 @@ def build_report(result: Transfer | Match, *, notes: Sequence[str] = (), op_pari
     Args:
         result: what `match` or `transfer` gave.
         notes: facts from before it, such as what a checkpoint dropped.
-        op_parity: aligned ops that were compared, in dest's order.
+        op_parity: aligned ops that were compared, in dest's order; those of the transfer if none are given.
     """
     match = result.match if isinstance(result, Transfer) else result
     transfer = result if isinstance(result, Transfer) else None
     evidence = dict(result.evidence)
+    made = transfer.op_parity if transfer is not None else ()
     return Report(
         verdict=match.verdict,
         is_applied=transfer is not None and transfer.is_applied,
@@ -157,7 +142,7 @@ def build_report(result: Transfer | Match, *, notes: Sequence[str] = (), op_pari
         next_steps=_next_steps(match, transfer),
         notes=tuple(notes),
         timings_s=dict(result.timings_s),
-        op_parity=tuple(replace(op, dest=short_site(op.dest), src=short_site(op.src)) for op in op_parity),
+        op_parity=tuple(replace(op, dest=short_site(op.dest), src=short_site(op.src)) for op in op_parity or made),
     )
 
 

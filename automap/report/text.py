@@ -16,7 +16,6 @@ from automap.inputs import short_size
 from automap.report.model import (
     FoldedFinding,
     Names,
-    OpParity,
     Report,
     Row,
     Stage,
@@ -26,7 +25,7 @@ from automap.report.model import (
     format_bytes,
 )
 from automap.report.visible import visible
-from automap.results import CaptureSummary, Match, OutputParity, Parity, ParityCheck, Transfer
+from automap.results import CaptureSummary, Match, OpParity, OutputParity, Parity, ParityCheck, Transfer
 
 _MOST_FINDINGS = 20
 _MOST_NAMES = 12

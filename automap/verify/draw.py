@@ -1,0 +1,63 @@
+"""Draws weights for a proof: of sizes that let every weight and every input be seen in the outputs.
+
+The given weights may be poor (statistics of a batch norm that drown what comes in, scales that start at zero): only the
+signs that they must have are kept, and part of their pattern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from automap.canonical.flow import Flow, Role
+
+_GAIN = 1.2  # between what keeps the size of activations through a ReLU and what keeps it without one
+_PATTERN, _NOISE = 0.5, 0.866  # how much of the drawn numbers is the given ones brought to size, and how much not
+_LOW, _HIGH = 0.1, 1.0  # sizes of tables and shifts
+
+
+def conditioned_weights(flow: Flow, seed: int) -> Mapping[int, Tensor]:
+    """Return float64 values for flow's weights, well-conditioned and no two alike."""
+    generator = torch.Generator().manual_seed(seed)
+    return {index: _drawn(flow, index, weight.tensor.detach(), generator) for index, weight in flow.weights.items()}
+
+
+def _drawn(flow: Flow, index: int, value: Tensor, generator: torch.Generator) -> Tensor:
+    wide = torch.nan_to_num(value.double(), posinf=0.0, neginf=0.0)
+    noise = torch.randn(value.shape, generator=generator, dtype=torch.float32).double()
+    if not value.numel():
+        return wide
+    low, high = torch.aminmax(wide)
+    sign = 1.0 if float(low) >= 0 else -1.0 if float(high) <= 0 else 0.0
+    size = float(wide.square().mean().sqrt())
+    target = _size(flow, index, size, is_signed=sign == 0 or size == 0)
+    given = wide * (target / size) if size else torch.zeros_like(wide)
+    if not (sign and size):
+        return given * _PATTERN + noise * (target * _NOISE)
+    spread = noise.clamp_(-2, 2).mul_(0.2).add_(1)
+    return spread * (given * _PATTERN + sign * target * (1 - _PATTERN))
+
+
+def _size(flow: Flow, index: int, size: float, *, is_signed: bool) -> float:
+    """The size that a weight's numbers should have, by what it is for."""
+    shape = flow[index].shape
+    if len(shape) > 1 and _is_matrix(flow, index):
+        fan = torch.Size(shape).numel() / shape[0]
+        return float(_GAIN * fan**-0.5)
+    return min(max(size, _LOW), _HIGH) if is_signed else 1.0
+
+
+def _is_matrix(flow: Flow, index: int) -> bool:
+    """Whether a weight is multiplied into data as a matrix or kernel, directly or after other ops on weights."""
+    stack, seen = [index], set[int]()
+    while stack:
+        step = stack.pop()
+        for reader in flow.readers.get(step, ()):
+            if flow[reader].op in ("matmul", "convolution"):
+                return True
+            if flow[reader].role is Role.WEIGHT and reader not in seen:
+                seen.add(reader)
+                stack.append(reader)
+    return False

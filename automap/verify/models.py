@@ -1,0 +1,154 @@
+"""Runs the models themselves, as they are, and compares what they give within the rounding that they show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from automap.align.outputs import relative_difference
+from automap.canonical.flow import Flow
+from automap.capture import Capture
+from automap.capture.preserve import preserved, with_weights
+from automap.capture.structure import map_tensors, tensors_in
+from automap.errors import NanError
+from automap.inputs import Inputs
+from automap.results import ParityCheck
+from automap.verify.draw import conditioned_weights
+from automap.verify.recorded import Case, Pairs, output_parity, planned_weights
+
+_ROOM = 8  # one more summation order, one more place to round: beside what one rounding of everything does
+_CEILING = 5e-2  # beyond this a comparison says nothing, unless the number type cannot do better
+Outputs = Mapping[str, Tensor]
+
+
+def run_model(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """Return the tensors that a model gives for inputs, by path; the model is left as it was."""
+    with preserved(model, plain=False):
+        output = model(*inputs.args, **inputs.kwargs)
+    return {path: tensor.detach() for path, tensor in tensors_in(output)}
+
+
+def refuse_nan(src: nn.Module, inputs: Inputs, paths: Sequence[str]) -> dict[str, Tensor]:
+    """Return what src gives, unless there is NaN in it: NaN is equal to nothing, so nothing could be proven.
+
+    Raises:
+        NanError: one of the outputs at paths has NaN.
+    """
+    given = run_model(src, inputs)
+    bad = [path for path in paths if path in given and given[path].is_floating_point() and _has_nan(given[path])]
+    if not bad:
+        return given
+    where = ", ".join(f"`{path or 'result'}`" for path in bad[:4])
+    named = [*src.named_parameters(), *src.named_buffers()]
+    weights = [f"`{name}`" for name, tensor in named if tensor.is_floating_point() and _has_nan(tensor)]
+    cause = f"NaN is in its {', '.join(weights[:4])}" if weights else "no weight has NaN, so its forward makes it"
+    raise NanError(
+        f"src {type(src).__name__} gives NaN in {where}, which is equal to nothing: {cause}",
+        help=None if weights else "give another sample input, or pick an output without NaN with --src-output",
+    )
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return bool(torch.isnan(tensor.detach()).any())
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Both models with their inputs; `given` is what src gives, where that is known already.
+
+    `eps` is the coarsest rounding inside of either, where it is coarser than that of weights, inputs and outputs.
+    """
+
+    src: nn.Module
+    dest: nn.Module
+    src_inputs: Inputs
+    dest_inputs: Inputs
+    given: Outputs | None = None
+    eps: float = 0.0
+
+
+def own_check(models: Models, pairs: Pairs, tolerance: float | None = None) -> ParityCheck:
+    """Compare both models as they are on the sample, held to a relative tolerance or, if None, to their rounding.
+
+    That is a few times the coarsest rounding that they do; where outputs are farther apart, it is measured what such a
+    rounding of all inputs and weights does to src's, and then to dest's.
+    """
+    ours = run_model(models.src, models.src_inputs) if models.given is None else models.given
+    theirs = run_model(models.dest, models.dest_inputs)
+    tensors = [
+        *models.src.parameters(),
+        *models.dest.parameters(),
+        *(t for a, b in pairs for t in (ours[a], theirs[b])),
+    ]
+    eps = max(models.eps, _coarsest(tensors)) or float(torch.finfo(torch.float32).eps)
+    limit = _ROOM * eps if tolerance is None else tolerance
+    found = tuple(output_parity(a, b, ours[a], theirs[b], limit) for a, b in pairs)
+    sides = [
+        (models.src, models.src_inputs, ours, [path for path, _ in pairs]),
+        (models.dest, models.dest_inputs, theirs, [path for _, path in pairs]),
+    ]
+    for side in sides if tolerance is None else ():
+        if not all(output.is_equal for output in found):
+            limit = max(limit, measured_tolerance(*side, eps))
+            found = tuple(replace(output, tolerance=limit) for output in found)
+    return ParityCheck("own", "sample", found)
+
+
+def coarsest_rounding(*captures: Capture) -> float:
+    """Return the largest relative rounding among the results of all recorded ops."""
+    kinds = {node.meta.get("dtype") for found in captures for node in found.graph.nodes if node.op == "call_function"}
+    return max((torch.finfo(kind).eps for kind in kinds if kind is not None and kind.is_floating_point), default=0.0)
+
+
+def _coarsest(tensors: Iterable[Tensor]) -> float:
+    kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return max((torch.finfo(kind).eps for kind in kinds), default=0.0)
+
+
+def measured_tolerance(model: nn.Module, inputs: Inputs, outputs: Outputs, paths: Sequence[str], eps: float) -> float:
+    """Return how far outputs may be apart by rounding: what one rounding of all inputs and weights does, and room.
+
+    Args:
+        model: runs once more, with every number in it moved by eps up or down.
+        inputs: what it is called with.
+        outputs: what it gives as it is.
+        paths: the outputs that count.
+        eps: the relative size of a rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def nudged(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or type(tensor) not in (Tensor, nn.Parameter):
+            return tensor
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        sign = torch.randint(2, tensor.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+        return (tensor.detach().to(wide) * (1 + eps * sign.to(tensor.device, wide))).to(tensor.dtype)
+
+    named = [*model.named_parameters(), *model.named_buffers()]
+    state = {name: nudged(tensor) for name, tensor in named if tensor.is_floating_point()}
+    with torch.no_grad():
+        given = Inputs(map_tensors(inputs.args, nudged), map_tensors(dict(inputs.kwargs), nudged))
+        with with_weights(model, state):
+            moved = run_model(model, given)
+    changes = [relative_difference(outputs[path], moved[path]) for path in paths if path in moved]
+    change = max((c for c in changes if math.isfinite(c)), default=0.0)
+    return float(min(max(_ROOM * change, _ROOM * eps), max(_CEILING, 32 * eps)))
+
+
+def drawn_check(case: Case, models: Models, *, seed: int) -> ParityCheck:
+    """Compare both models themselves on weights drawn anew: for recordings that miss some of what they compute."""
+    drawn = conditioned_weights(case.src, seed)
+    made = planned_weights(case, drawn)
+    src, dest = models.src, models.dest
+    with with_weights(src, _by_name(case.src, drawn)), with_weights(dest, _by_name(case.dest, made)):
+        return replace(own_check(replace(models, given=None), case.pairs), weights="random")
+
+
+def _by_name(flow: Flow, values: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """Values of weights under all their names, in the weights' own dtypes."""
+    kept = {index: value.to(flow.weights[index].tensor.dtype) for index, value in values.items()}
+    return {name: value for index, value in kept.items() for name in flow.weights[index].names}
