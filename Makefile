@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make demo    convert a full-size timm ViT to transformers, offline, and prove it (a minute)"
 	@echo "make test    lint, format check, types, all tests"
-	@echo "make bench   time the conversion of full-size models"
+	@echo "make bench   time transfers, process start and matching; writes benchmarks/RESULTS.md"
 	@echo "make clean   remove ./.venv, caches and what the demo wrote"
 
 $(STAMP): pyproject.toml
@@ -35,7 +35,7 @@ test: $(STAMP)
 	$(BIN)/pytest -n 2
 
 bench: $(STAMP)
-	@$(BIN)/python benchmarks/bench.py
+	@$(BIN)/python benchmarks/speed.py
 
 clean:
 	rm -rf .venv build dist demo-output *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
