@@ -303,7 +303,14 @@ def explain(
     eps = coarsest_rounding(solution.src_capture, solution.dest_capture)
     models = Models(src, dest, inputs, inputs if dest_input is None else Inputs.of(dest_input), given, eps)
     pairs = compared_outputs(solution)
-    return explained(found, solution, models, pairs, loaded=loaded, train=train, tolerance=tolerance, seed=seed)
+
+    def computed() -> Match:
+        options = (src_output, dest_output, seed, tuple(pins), capture)
+        return _matched(src, dest, sample_input, dest_input, *options, is_training=train)[0]
+
+    return explained(
+        found, solution, models, pairs, computed, loaded=loaded, train=train, tolerance=tolerance, seed=seed
+    )
 
 
 def transfer(

@@ -247,16 +247,14 @@ def _convert(job: Job, *, is_quiet: bool) -> None:
 
 def _explain(job: Job) -> None:
     from automap import jobs
-    from automap.explanation.text import as_findings
-    from automap.report import build_report, print_findings
+    from automap.explanation.text import as_findings, print_explanation
 
     with _progress("building both models", False):
         sides = jobs.prepare(job)
     with _progress("comparing op by op", False):
         explanation = jobs.explain(job, sides)
-    match = as_findings(explanation)
-    print_findings(_console(), build_report(match, notes=(*sides.notes, *explanation.notes)))
-    for line in jobs.write_reports(job, sides, match):
+    print_explanation(_console(), explanation, notes=sides.notes)
+    for line in jobs.write_reports(job, sides, as_findings(explanation), op_parity=explanation.op_parity):
         typer.echo(f"  {line}")
     raise typer.Exit(0 if explanation.is_equal else 1)
 

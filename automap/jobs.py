@@ -6,6 +6,7 @@ core on them, `write_results` puts on disk what the outcome allows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from automap.capture import Capture
     from automap.capture.result import Method
     from automap.inputs import Inputs
-    from automap.results import Explanation, Match, Transfer
+    from automap.results import Explanation, Match, OpParity, Transfer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,15 +137,20 @@ def write_results(job: Job, sides: Sides, transfer: Transfer) -> tuple[str, ...]
     return (*written, *write_reports(job, sides, transfer))
 
 
-def write_reports(job: Job, sides: Sides, result: Transfer | Match) -> tuple[str, ...]:
+def write_reports(
+    job: Job, sides: Sides, result: Transfer | Match, *, op_parity: Sequence[OpParity] = ()
+) -> tuple[str, ...]:
     """Write the JSON and HTML reports that job asks for and return a line for each."""
     from automap.apply import written_atomically
-    from automap.report import report_html, report_json
+    from automap.report import build_report, report_html, report_json
 
     written = []
-    for path, write in ((job.json, report_json), (job.html, report_html)):
+    for path in (job.json, job.html):
         if path is not None:
-            text = write(result, notes=sides.notes)
+            if path is job.json:
+                text = report_json(result, notes=sides.notes, op_parity=op_parity)
+            else:
+                text = report_html(build_report(result, notes=sides.notes, op_parity=op_parity))
             with written_atomically(path) as partial:
                 partial.write_text(text, encoding="utf-8")
             written.append(f"wrote the report to {path}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -185,6 +186,7 @@ def bench_size(gib: float, work: Path, options: argparse.Namespace) -> None:
         print(f"  automap apply  {applied.text(size_bytes)}   {ratios[-1]:.2f} of cp", flush=True)
         if len(ratios) < options.rounds:
             shutil.rmtree(out)
+    print(f"  median of {len(ratios)}: {statistics.median(ratios):.2f} of cp", flush=True)
     if options.transformers:
         shutil.rmtree(fused)
         subprocess.run([sys.executable, __file__, "--add-config", str(layers), "--folder", str(out)], check=True)

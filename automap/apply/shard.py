@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Report = Callable[[int], None]
-_LOCAL_BUFFER_BYTES = 2**20  # stays in the processor's cache between reading, checksum and writing
+_LOCAL_BUFFER_BYTES = 2**19  # stays in the processor's cache between reading, checksum and writing
 _REMOTE_BUFFER_BYTES = 2**25
 
 

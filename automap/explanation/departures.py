@@ -80,6 +80,8 @@ def _points(solution: Solution, values: Values, stop: Stop) -> Iterator[Point]:
     fronts = divergences(solution, values, stop) or _direct(solution, values, stop)
     named = [front for front in fronts if cause is not None and site_of(dest, front.node) == cause.dest]
     main = next(iter((*named, *fronts)), None)
+    if main is None and cause is not None and stop.reason != "output":
+        yield Point(stop.node, None, stop, cause, None, True, None)
     for front in fronts:
         twin = _twin(solution, dest[front.node], front.readers)
         edit = best_edit(solution, values, front)

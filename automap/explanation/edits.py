@@ -85,12 +85,16 @@ def had_operands(solution: Solution, values: Values, node: int) -> Iterator[tupl
     """Yield the operands of a dest op that src has, seen through layout, each with the src node that has it."""
     flow = solution.dest.flow
     for operand in dict.fromkeys(flow[node].operands):
-        index = operand
-        while values.partner(index) is None and flow[index].op in MOVES and len(flow[index].operands) == 1:
-            index = flow[index].operands[0]
+        index, data = operand, _data(flow, operand)
+        while values.partner(index) is None and flow[index].op in MOVES and len(data) == 1:
+            index, data = data[0], _data(flow, data[0])
         partner = values.partner(index)
         if flow[operand].role is Role.ACTIVATION and partner is not None:
             yield operand, partner
+
+
+def _data(flow: Flow, index: int) -> list[int]:
+    return [i for i in flow[index].operands if flow[i].role is Role.ACTIVATION]
 
 
 def end_of_call(flow: Flow, index: int) -> int:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from automap.align import Solution
 from automap.align.moments import EXACT
 from automap.capture import Capture
-from automap.explanation.loaded import Held, held_weights
+from automap.explanation.loaded import Held, held_weights, holds_plan
 from automap.explanation.rounds import Journey, journey
 from automap.explanation.summary import departures, folded, ordered
 from automap.results import Departure, Explanation, Match, OpParity, OutputParity
 from automap.verify import Models, Pairs, op_parities, output_parity, own_check
 
 _UNFINISHED = "what lies behind the last place could not be looked at"
+_UNPROVEN = "the outputs agree, and which weight is which is not proven: weights were not compared one by one"
 _SEPARATE = {"attribute-differs", "constant-differs"}
 
 
@@ -22,6 +24,7 @@ def explained(
     solution: Solution,
     models: Models,
     pairs: Pairs,
+    computed: Callable[[], Match],
     *,
     loaded: bool,
     train: bool,
@@ -31,10 +34,11 @@ def explained(
     """Return where dest departs from src.
 
     Args:
-        match: the match of both.
+        match: the match of both, without arithmetic on weights.
         solution: what it rests on.
         models: both models with their inputs.
         pairs: the paths of the outputs to compare.
+        computed: the match with arithmetic on weights, where it is asked for.
         loaded: whether dest has its weights.
         train: whether both were recorded in train mode.
         tolerance: for the outputs of both models as they are, where loaded.
@@ -44,14 +48,31 @@ def explained(
     dest = solution.dest_capture
     way = journey(solution, models.dest_inputs, seed=seed)
     listed = departures(way, dest)
-    if loaded:
+    notes: tuple[str, ...] = () if way.is_finished else (_UNFINISHED,)
+    agree = loaded and bool(outputs) and all(output.is_equal for output in outputs)
+    if agree and listed and _holds(computed(), models):
+        listed = {name: _made_up_for(departure) for name, departure in listed.items()}
+    elif agree and not way.is_proven:
+        notes += (_UNPROVEN,)
+    elif loaded:
         listed |= _with_weights(listed, held_weights(way, dest, models.src, models.dest))
     parity = _ops(way, dest, listed)
     found, blocks = folded(ordered(listed, dest)), _blocks(match)
     if blocks:  # what comes behind another number of blocks departs in consequence
         found = (*blocks, *(departure for departure in found if departure.finding.code in _SEPARATE))
-    notes = () if way.is_finished else (_UNFINISHED,)
     return Explanation(match, found, outputs, parity, loaded, train, notes)
+
+
+def _holds(match: Match, models: Models) -> bool:
+    """Whether dest has the weights of a complete match."""
+    return match.is_complete and holds_plan(match.plan, models.src, models.dest)
+
+
+def _made_up_for(departure: Departure) -> Departure:
+    """A departure of ops where weights that are computed from src's make the models equal all the same."""
+    finding = departure.finding
+    notes = (*finding.notes, "weights that are computed from src's make up for it")
+    return replace(departure, finding=replace(finding, severity="warning", notes=notes))
 
 
 def _outputs(
@@ -68,7 +89,7 @@ def _outputs(
     )
 
 
-def _with_weights(listed: Mapping[str, Departure], weights: list[Held]) -> dict[str, Departure]:
+def _with_weights(listed: Mapping[str, Departure], weights: Sequence[Held]) -> dict[str, Departure]:
     """Departures at wrong weights, by the name of the call where they show (or of the weight)."""
     found: dict[str, Departure] = {}
     for number, held in enumerate(weights):

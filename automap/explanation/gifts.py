@@ -74,11 +74,19 @@ def edit_gifts(ground: Ground, point: Point) -> list[Given]:
     is_edge = edit.kind == "put-before"
     place = ground.place(edit.node, edit.operand) if is_edge else (0, 1)
     node = ground.operand(call, *place) if is_edge else ground.result(call)
-    if order is None or node is None or torch.Size(node.meta["shape"]).numel() != len(order):
+    if order is None or node is None or not _is_of_kind(ground, edit.given, node, len(order)):
         return []
     name, reader = call.name, call.name if is_edge else None
     gift = Given(node.name, reader, edit.given, order, name, name, name, is_detached=not is_edge)
     return [gift, *_elsewhere(ground, gift, place)]
+
+
+def _is_of_kind(ground: Ground, given: int, node: fx.Node, size: int) -> bool:
+    """Whether a src value can stand for a recorded one: floating-point numbers, as many."""
+    dtype, value = node.meta.get("dtype"), ground.solution.src.run.value(given)
+    if dtype is None or not dtype.is_floating_point or not isinstance(value, Tensor):
+        return False
+    return value.is_floating_point() and torch.Size(node.meta["shape"]).numel() == size
 
 
 def exit_gifts(ground: Ground, points: Sequence[Point]) -> list[Given]:

@@ -64,6 +64,11 @@ def held_weights(journey: Journey, dest: Capture, src_model: nn.Module, dest_mod
     return [*used, *(Held(None, Departure(_finding(plan, d, None, moves=False))) for d in unused)]
 
 
+def holds_plan(plan: Plan, src_model: nn.Module, dest_model: nn.Module) -> bool:
+    """Whether dest has the weights that a plan makes of src's."""
+    return not any(Comparison(dest_model.state_dict(), plan.apply(src_model.state_dict())).differences())
+
+
 def _plan(journey: Journey) -> Plan:
     """The plan of the match with every difference repaired, which knows more weights than the first one."""
     solution = journey.solution

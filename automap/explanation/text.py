@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from automap.findings import Finding
 from automap.results import Departure, Explanation, Gap, Match
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def as_findings(explanation: Explanation) -> Match:
@@ -47,17 +52,21 @@ def render(explanation: Explanation) -> str:
     """Return the explanation as plain text."""
     from rich.console import Console
 
+    text = io.StringIO()
+    print_explanation(Console(file=text, color_system=None, width=200), explanation)
+    return text.getvalue()
+
+
+def print_explanation(console: Console, explanation: Explanation, *, notes: Sequence[str] = ()) -> None:
+    """Print the explanation: a headline, notes (those given first), findings, verdict."""
     from automap.report import build_report, print_findings
 
     match = as_findings(explanation)
-    text = io.StringIO()
-    console = Console(file=text, color_system=None, width=200)
-    lines = [f"{match.src_capture.model} -> {match.dest_capture.model}: {_headline(explanation)}"]
-    lines += [f"note: {note}" for note in explanation.notes]
+    head = f"{match.src_capture.model} -> {match.dest_capture.model}: {_headline(explanation)}"
+    for line in (head, *(f"note: {note}" for note in (*notes, *explanation.notes)), ""):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     agreed = explanation.is_equal if explanation.outputs else None
-    report = replace(build_report(match), evidence={}, next_steps=(), is_equal=agreed, is_applied=True)
-    print_findings(console, report)
-    return "\n".join(lines) + "\n\n" + text.getvalue()
+    print_findings(console, replace(build_report(match), evidence={}, next_steps=(), is_equal=agreed, is_applied=True))
 
 
 def _headline(explanation: Explanation) -> str:
@@ -65,6 +74,8 @@ def _headline(explanation: Explanation) -> str:
     what = "compared as they are" if explanation.is_loaded else "compared on equal weights"
     count = sum(d.count for d in explanation.departures if d.finding.severity == "error")
     found = f"dest leaves src at {count} place{'s' * (count != 1)}" if count else "dest leaves src nowhere"
+    if not count and not explanation.is_equal:
+        found = "no op shows where dest leaves src"
     differ = [o for o in explanation.outputs if not o.is_equal]
     outputs = f"; {len(differ)} of {len(explanation.outputs)} outputs differ" if differ else ""
     return f"{what}{how}, {found}{outputs}"

@@ -38,9 +38,10 @@ SCHEMA = "automap-report/1"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def report_json(result: Transfer | Match, *, notes: Sequence[str] = ()) -> str:
+def report_json(result: Transfer | Match, *, notes: Sequence[str] = (), op_parity: Sequence[OpParity] = ()) -> str:
     """Return the report of result as JSON text, ending with a newline."""
-    text = json.dumps(report_data(result, notes=notes), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    data = report_data(result, notes=notes, op_parity=op_parity)
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)  # a name may hold one, no encoding does
 
 

@@ -29,6 +29,7 @@ from automap.results import CaptureSummary, Match, OpParity, OutputParity, Parit
 
 _MOST_FINDINGS = 20
 _MOST_NAMES = 12
+_MOST_MISSED = 3
 _WIDEST = 72  # columns are aligned up to here, longer entries push the next one to the right
 _STYLES = {
     "error": "bold red",
@@ -191,9 +192,11 @@ def _parity(parity: Parity | None, ops: Sequence[OpParity]) -> list[Text]:
         lines.append(Text(f"  another input changes the outputs by {parity.input_sensitivity:.1e} (relative)"))
     if parity.swaps_tried:
         lines.append(Text(f"  {parity.swaps_caught} of {parity.swaps_tried} wrong maps tried were told apart"))
+        lines += [Text(f"    not told apart: {missed}") for missed in parity.swaps_missed[:_MOST_MISSED]]
     if parity.unverifiable:
         names = fold_text(parity.unverifiable)
         lines.append(Text(f"  no compared output depends on {_count(len(parity.unverifiable), 'weight')}: {names}"))
+    lines += [Text(f"  note: {note}") for note in parity.notes]
     return [_head("parity"), *(lines or [Text("  nothing could be compared")]), *_ops(ops)]
 
 

@@ -83,8 +83,7 @@ FAULTS = [
                  "convolution stride (1, 1) in src, (2, 2) in dest", id="stride"),
     pytest.param(Conv, partial(Conv, padding_mode="reflect"), IMAGE, "op-extra", "two", 1, "reflection_pad2d",
                  id="padding-mode"),
-    pytest.param(T, partial(T, final=nn.Identity), SEQUENCE, "op-missing", "head", 1,
-                 "src applies `layer_norm` in norm",
+    pytest.param(T, partial(T, final=nn.Identity), SEQUENCE, "op-missing", "head", 1, "src applies `layer_norm`",
                  id="missing-norm"),
     pytest.param(partial(T, final=nn.Identity), T, SEQUENCE, "op-extra", "norm", 1, "dest applies `layer_norm` in norm",
                  id="extra-norm"),
@@ -142,6 +141,30 @@ def test_equal_models_have_no_departure() -> None:
     assert found.first is None
     assert found.is_equal
     assert "dest leaves src nowhere" in found.text
+
+
+SCALED = partial(T, partial(tf.Split, tf.wrongly_scaled))
+
+
+def test_a_scale_that_loaded_weights_make_up_for_is_a_warning() -> None:
+    src, dest = randomized(T(), 1), randomized(SCALED(), 2)
+    automap.transfer(src, dest, SEQUENCE())
+    found = automap.explain(src, dest, SEQUENCE(), loaded=True)
+    assert found.is_equal
+    (scale,) = found.departures
+    assert scale.finding.message == "mul scale 0.5946035575013605 in src, 0.3535533905932738 in dest"
+    assert (scale.finding.severity, scale.count) == ("warning", 4)
+    assert "weights that are computed from src's make up for it" in found.text
+    assert scale.gap is not None
+    assert scale.gap.dest_value == pytest.approx(scale.gap.src_value * 0.3535533905932738 / 0.5946035575013605)
+
+
+def test_a_scale_is_the_fault_where_src_s_weights_were_loaded_as_they_are() -> None:
+    src, dest = randomized(T(), 1), randomized(SCALED(), 2)
+    dest.load_state_dict(src.state_dict())
+    found = automap.explain(src, dest, SEQUENCE(), loaded=True)
+    assert told(found) == [("attribute-differs", "blocks.0.attn", 4)]
+    assert not found.is_equal
 
 
 # ---------------------------------------------------------------- several faults
