@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from automap.align.choices import Stop
 from automap.align.divergence import (
     Divergence,
     Values,
@@ -21,7 +22,6 @@ from automap.align.divergence import (
     origin_ops,
     scalars,
 )
-from automap.align.search import Stop
 from automap.align.solve import Solution
 from automap.canonical.flow import Flow, Node, Role, site_of
 from automap.findings import Code, Finding, Site

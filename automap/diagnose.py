@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from automap.align.choices import Stop
 from automap.align.divergence import Values
 from automap.align.moments import EXACT
-from automap.align.search import Stop
 from automap.align.solve import Solution
 from automap.align.table import Side
 from automap.canonical.flow import Flow, Role, site_of

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from automap.align.choices import Stop
 from automap.align.moments import EXACT, distance, moments
-from automap.align.search import Stop
 from automap.align.solve import Solution
 from automap.align.table import Side
 from automap.canonical.flow import Flow, Node, Role

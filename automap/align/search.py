@@ -6,21 +6,20 @@ revised, alone or with others still open, when it is not.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from automap.align.assignment import Assignment
 from automap.align.candidates import Candidate, Piece
+from automap.align.choices import Choice, Key, Outcome, Stop
 from automap.align.forms import ElementForm, LinearForm, addends, element_form
 from automap.align.labels import Label
 from automap.align.moments import CLOSE
 from automap.align.outputs import relative_difference
 from automap.align.pins import Pin, fits_pins
 from automap.align.products import linear_candidates
-from automap.align.scale import Factor, proportional, rescaled
+from automap.align.revise import keep_own, mend, repair
 from automap.align.table import Lookup, Side, Slot, Source, weight_operands
 from automap.align.tables import (
     bias_candidates,
@@ -33,53 +32,8 @@ from automap.canonical.evaluate import compute
 from automap.canonical.flow import Role
 from automap.canonical.rules.layout import MOVES
 
-#: so many ops are computed again for one revision, and for all of a walk, before what is open stays open
-_REVISION, _WALK = 6_000, 12_000
-#: so many values of dest that are src's times a number are tried
-_FACTORS = 6
-Key = tuple[int, int, int]  # dest node, weight-side operand, piece
-
-
-@dataclass(slots=True)
-class Choice:
-    """A decision in dest: candidates in order of likeness, the one taken, whether what follows bears it out."""
-
-    key: Key
-    label: Label
-    candidates: list[Candidate]
-    current: int = 0
-    is_confirmed: bool = False
-    readers: frozenset[int] = frozenset()
-
-    @property
-    def taken(self) -> Candidate:
-        """The candidate in force."""
-        return self.candidates[self.current]
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Why a node could not be computed: `nothing-meets` (its weight meets a value src does not have), `no-use` (src has
-    the value, but no weight that fits), or `output` (an output src does not give).
-    """
-
-    node: int
-    reason: str
-    weight: int | None = None
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What the walk found."""
-
-    assignment: Assignment
-    choices: dict[Key, Choice]
-    stops: list[Stop]
-    partners: dict[int, int]
-    offs: dict[int, float]
-    poisoned: set[int]
-    matched_outputs: list[tuple[str, str, float]]
-    trials: int = 0
+#: so many ops are computed again in all of a walk before what is open stays open
+_WALK = 12_000
 
 
 @dataclass(slots=True)
@@ -113,8 +67,8 @@ class Search:
         for node in self.dest.flow.nodes:
             if node.index not in live or node.role is not Role.ACTIVATION:
                 continue
-            stop = self._process(node.index)
-            if stop is not None and not self._keep_own(stop) and not (self.work < _WALK and self._mend(stop)):
+            stop = self.process(node.index)
+            if stop is not None and not keep_own(self, stop) and not (self.work < _WALK and mend(self, stop)):
                 self._give_up(stop)
         matched = self._outputs(outputs)
         return Outcome(
@@ -122,7 +76,8 @@ class Search:
         )
 
     # ------------------------------------------------------------------ one node
-    def _process(self, index: int) -> Stop | None:
+    def process(self, index: int) -> Stop | None:
+        """Compute a node of dest, its weights decided first; return why it cannot be done, or None."""
         node = self.dest.flow[index]
         self._carry(index)
         if node.op == "input":
@@ -185,10 +140,10 @@ class Search:
         data = form.data
         while self.dest.flow[data].op in MOVES and len(self.dest.flow[data].operands) == 1:
             data = self.dest.flow[data].operands[0]
-        taken = [self.choices[key].taken for key in sorted(self._decided_at(data))]
+        taken = [self.choices[key].taken for key in sorted(self.decided_at(data))]
         return [candidate for candidate in taken if candidate.channels is not None]
 
-    def _decided_at(self, node: int) -> list[Key]:
+    def decided_at(self, node: int) -> list[Key]:
         """The decisions at a dest node."""
         return [key for key in self.decided.get(node, ()) if key in self.choices]
 
@@ -318,103 +273,8 @@ class Search:
                 self.learned[pair] = self.learned.get(pair, 0) + 1
         self.ripe[index] = frozenset()
 
-    def _nearest(self, index: int) -> list[Key]:
-        """The decisions that a value is a product, sum or layout of: the first factor's where two values meet."""
-        flow, before = self.dest.flow, index
-        while True:
-            found = sorted(self._decided_at(index))
-            pieces = [k for k in found if self.choices[k].taken.channels is not None or flow[index].op == "lookup"]
-            if pieces:
-                return [k for k in pieces if before in self.choices[k].readers] or pieces
-            operands = [i for i in flow[index].operands if flow[i].role is Role.ACTIVATION]
-            if not operands or flow[index].op not in (*MOVES, "add", "mul", "div", "matmul"):
-                return []
-            before = index if flow[index].op == "matmul" else before
-            index = operands[0]
-
-    # ------------------------------------------------------------------ revising guesses
-    def _keep_own(self, stop: Stop) -> bool:
-        """Let buffers that src has nothing for keep what they hold; whether that is right the outputs tell."""
-        flow = self.dest.flow
-        leaves = [i for i in flow.ancestors([stop.weight]) if i in flow.weights] if stop.weight is not None else []
-        if not leaves or any(flow.weights[i].is_parameter or i not in self.assignment.blank for i in leaves):
-            return False
-        for leaf in leaves:
-            self.assignment.keep_own(leaf, stop.node)
-        return self._process(stop.node) is None
-
-    def _mend(self, stop: Stop) -> bool:
-        factors = proportional(self.dest, self.src, self._operands(stop)) if self.is_algebraic else []
-        sure, others = [f for f in factors if not f.is_held], [f for f in factors if f.is_held]
-        return self._rescale(stop, sure) or self._repair(stop) or self._rescale(stop, others)
-
-    def _rescale(self, stop: Stop, factors: list[Factor]) -> bool:
-        """Where a value behind a stop is src's times a number, let the first product behind it make up for that."""
-        for factor in factors[:_FACTORS]:
-            for key in (k for k in self._nearest(factor.node)[:1] if not self.dest.is_shared(k[1])):
-                former = self.choices[key].taken
-                if key in self.offered and former is self.offered[key]:
-                    continue
-                self.offered[key] = rescaled(self.src, former, 1.0 / factor.ratio)
-                if self._replay(stop, {key: self.offered[key].id}) is None:
-                    return True
-                self._replay(stop, {key: former.id})
-                del self.offered[key]
-        return False
-
-    def _repair(self, stop: Stop) -> bool:
-        """Try other candidates for the open decisions behind a stop, likest first, until the stop goes away."""
-        keys = self._open_keys(stop)
-        if not keys:
-            return False
-        before = {key: self.choices[key].taken.id for key in keys}
-        allowed = self.work + _REVISION
-        for trial in self._trials(keys):
-            self.trials += 1
-            if self.work > allowed:
-                break
-            if self._replay(stop, {**trial}) is None:
-                return True
-        self._replay(stop, before)
-        return False
-
-    def _open_keys(self, stop: Stop) -> list[Key]:
-        behind = frozenset().union(
-            *(self.fresh.get(i, frozenset()) | self.ripe.get(i, frozenset()) for i in self._operands(stop))
-        )
-        keys = [
-            k
-            for k in behind
-            if k in self.choices and not self.choices[k].is_confirmed and len(self.choices[k].candidates) > 1
-        ]
-        return sorted(keys)[-10:]
-
-    def _operands(self, stop: Stop) -> tuple[int, ...]:
-        return (stop.node,) if stop.reason == "output" else (*self.dest.flow[stop.node].operands, stop.node)
-
-    def _trials(self, keys: list[Key], limit: int = 120) -> Iterator[dict[Key, tuple[object, ...]]]:
-        """Assignments of candidates to decisions, those that change least first, none taken twice."""
-        lists = [self.choices[key].candidates for key in keys]
-        start = tuple(self.choices[key].current for key in keys)
-        orders = [[start[n], *(i for i in range(len(c)) if i != start[n])][:24] for n, c in enumerate(lists)]
-        heap: list[tuple[int, tuple[int, ...]]] = [(0, tuple(0 for _ in keys))]
-        seen = {heap[0][1]}
-        given = 0
-        popped = 0
-        while heap and given < limit and popped < 60_000:
-            _, ranks = heapq.heappop(heap)
-            popped += 1
-            chosen = [lists[n][orders[n][r]] for n, r in enumerate(ranks)]
-            if len({c.key for c in chosen}) == len(chosen) and any(ranks):
-                given += 1
-                yield {key: c.id for key, c in zip(keys, chosen, strict=True)}
-            for n in range(len(keys)):
-                following = (*ranks[:n], ranks[n] + 1, *ranks[n + 1 :])
-                if following[n] < len(orders[n]) and following not in seen:
-                    seen.add(following)
-                    heapq.heappush(heap, (sum(following), following))
-
-    def _replay(self, stop: Stop, trial: dict[Key, tuple[object, ...]]) -> Stop | None:
+    # ------------------------------------------------------------------ going back
+    def replay(self, stop: Stop, trial: dict[Key, tuple[object, ...]]) -> Stop | None:
         """Compute again from the first decision of a trial to the stop, with the trial's candidates."""
         affected = self._affected(trial, stop)
         self.work += len(affected)
@@ -427,7 +287,7 @@ class Search:
         for index in sorted(affected):
             self.dest.run.forget(index)
         for index in sorted(affected):
-            found = self._process(index)
+            found = self.process(index)
             if found is not None:
                 return found
         return self._output_stop(stop.node) if stop.reason == "output" else None
@@ -471,7 +331,7 @@ class Search:
             partner = self._output_partner(index)
             if partner is None and index not in self.poisoned:
                 stop = Stop(index, "output")
-                partner = self._output_partner(index) if self._repair(stop) else None
+                partner = self._output_partner(index) if repair(self, stop) else None
             if partner is not None:
                 self._confirm(index, partner[1])
                 matched.append((partner[0], path, partner[1]))

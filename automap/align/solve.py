@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from automap.align.assignment import UNKNOWN, Assignment
+from automap.align.choices import Outcome
 from automap.align.draw import draw_weights, own_weights
 from automap.align.pins import parsed_pins
-from automap.align.search import Outcome, Search
+from automap.align.search import Search
 from automap.align.table import Side, Source
 from automap.canonical.fixed import fixed_buffers
 from automap.canonical.flow import Flow

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from automap.align import Solution
+from automap.align.choices import Stop
 from automap.align.divergence import Divergence, Values, divergences, heard_by, scalars
 from automap.align.moments import EXACT
-from automap.align.search import Stop
 from automap.canonical.flow import Flow, Node, Role, site_of
 from automap.causes import explain_stop
 from automap.explanation.edits import Edit, best_edit, edit_gap, had_operands
