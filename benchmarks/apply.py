@@ -34,14 +34,16 @@ OUTER_BYTES = 2 * (2 * VOCABULARY * HIDDEN + HIDDEN)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A command's wall time and the most memory that it held."""
+    """A command's wall time, the time until all of it was on disk, and the most memory that it held."""
 
     elapsed_s: float
+    synced_s: float
     peak_bytes: int
 
     def text(self, size_bytes: int) -> str:
         speed = size_bytes / self.elapsed_s / 2**30
-        return f"{self.elapsed_s:7.2f} s  {speed:5.2f} GiB/s  peak {self.peak_bytes / 2**20:6.0f} MiB"
+        on_disk = f"on disk after {self.synced_s:7.2f} s"
+        return f"{self.elapsed_s:7.2f} s  {speed:5.2f} GiB/s  {on_disk}  peak {self.peak_bytes / 2**20:6.0f} MiB"
 
 
 def fused_shapes(layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -141,7 +143,8 @@ def measured(command: list[str], folder: Path) -> Measured:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{command[:4]} failed with status {process.returncode}")
-    return Measured(elapsed_s, usage.ru_maxrss * 1024)
+    os.sync()
+    return Measured(elapsed_s, time.perf_counter() - began, usage.ru_maxrss * 1024)
 
 
 def apply_command(plan: Path, checkpoint: Path, out: Path, options: argparse.Namespace) -> list[str]:

@@ -299,7 +299,7 @@ def test_an_interrupt_stops_all_threads_and_keeps_what_is_finished(
             interrupted.append(1)
             if len(interrupted) == 1:
                 _thread.interrupt_main()
-            time.sleep(0.1)
+            time.sleep(1.0 if len(interrupted) == 1 else 0.1)  # the main thread may be slow to hear of it
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "write", slow)
