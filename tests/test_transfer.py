@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import automap
 from automap import MismatchError, Transfer
 from automap.align import solve
-from automap.api import compared_outputs
 from automap.capture import record
 from automap.inputs import Inputs
+from automap.matching import compared_outputs
 from automap.plan import Plan
 from automap.verify import random_test
 

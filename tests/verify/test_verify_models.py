@@ -20,10 +20,10 @@ from torch import Tensor, nn
 import automap
 from automap import MismatchError, Transfer
 from automap.align import solve
-from automap.api import compared_outputs
 from automap.canonical.lower import lower
 from automap.capture import record
 from automap.inputs import Inputs
+from automap.matching import compared_outputs
 from automap.plan import Plan
 from automap.verify import Case, Models, RandomTest, own_check, run_test
 from automap.verify import stream as streams

@@ -1,0 +1,233 @@
+"""One match from both models to its result: capture, alignment, plan, diagnosis, and what may be claimed of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from automap import verify as verification
+from automap.align import Solution, solve
+from automap.align.moments import EXACT
+from automap.align.outputs import relative_difference
+from automap.capture import Capture, record
+from automap.capture import capture as recorded
+from automap.capture.result import Method
+from automap.depth import depth_finding
+from automap.diagnose import Diagnosis, diagnose
+from automap.errors import CaptureError, InputError, OutputError
+from automap.findings import Finding
+from automap.inputs import Inputs, describe_call, short_size
+from automap.planning import Draft, draft_plan, without_arithmetic
+from automap.results import CaptureSummary, Evidence, Match
+from automap.verify import Case, Models
+
+
+def matched(
+    src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any,
+    src_output: str | None, dest_output: str | None, seed: int, pins: tuple[str, ...], method: Method,
+    algebra: bool = True, *, is_training: bool = False, is_algebraic: bool = True,
+) -> tuple[Match, Solution, Mapping[str, Tensor] | None]:  # fmt: skip
+    """The match, what it rests on, and what src gives for the sample."""
+    src_inputs = Inputs.of(sample_input)
+    dest_inputs = src_inputs if dest_input is None else Inputs.of(dest_input)
+    started = time.perf_counter()
+    with _other_shown(dest, dest_inputs):
+        mine = _selected(_recorded(src, src_inputs, method, is_training), src_output, "src")
+    with _other_shown(src, src_inputs):
+        theirs = _selected(_recorded(dest, dest_inputs, method, is_training), dest_output, "dest")
+    for capture, name in ((mine, "src"), (theirs, "dest")):
+        if capture.mode == "fake":
+            raise _without_values(name, capture)
+    given = None
+    if mine.mode == "real":
+        given = verification.refuse_nan(src, src_inputs, [path for path, _ in mine.outputs])
+    captured = time.perf_counter()
+    theirs = _same_numbers(mine, theirs)
+    solution = solve(mine, theirs, dest, dest_inputs, seed=seed, pins=pins, is_algebraic=is_algebraic)
+    matched = solution.outcome.matched_outputs
+    outputs = dict(solution.dest.flow.outputs)
+    reached = solution.dest.flow.ancestors([outputs[path] for _, path, _ in matched])
+    planned = time.perf_counter()
+    draft = _exact_only(solution, draft_plan(solution, reached))
+    draft = draft if algebra else without_arithmetic(draft)
+    found = diagnose(solution, draft, pins)
+    if "hooks" in (mine.method, theirs.method):
+        models = Models(src, dest, src_inputs, dest_inputs)
+        draft, found = _held_to_models(solution, draft, found, models, seed)
+    deeper = depth_finding(solution.src.flow.weights.values(), solution.dest.flow.weights.values())
+    if deeper is not None and found.verdict != "complete":
+        found = _with_depth(found, deeper)
+    if not compared_outputs(solution):
+        found = Diagnosis((*found.findings, _not_comparable(mine, theirs)), found.verdict)
+        found = replace(found, verdict="differs") if found.verdict == "complete" else found
+    done = time.perf_counter()
+    timings = {"capture": captured - started, **solution.timings_s, "plan": done - planned}
+    result = Match(
+        draft.plan, found.findings, found.verdict, draft.evidence, _summary(solution.src_capture, src),
+        _summary(solution.dest_capture, dest), draft.unused, draft.idle, timings,
+    )  # fmt: skip
+    return result, solution, given
+
+
+def _recorded(model: nn.Module, inputs: Inputs, method: Method, is_training: bool) -> Capture:
+    if not is_training:
+        return recorded(model, inputs, method=method)
+    if method != "dispatch":
+        raise InputError(f"a forward in train mode is not recorded by {method!r}", help="leave out `capture`")
+    from automap.explanation.training import comparable
+
+    return comparable(record(model, inputs, is_training=True))
+
+
+def _same_numbers(src: Capture, dest: Capture) -> Capture:
+    """Dest with src's numbers for inputs that are src's in another precision."""
+
+    def alike(value: Tensor) -> Tensor:
+        twins = [v for v in src.inputs.values() if v.shape == value.shape and v.dtype != value.dtype]
+        return next((v for v in twins if _is_rounded(v, value)), value)
+
+    return replace(dest, inputs={name: alike(value) for name, value in dest.inputs.items()})
+
+
+def _is_rounded(a: Tensor, b: Tensor) -> bool:
+    """Whether two floating-point tensors are one, up to the precision of the coarser."""
+    if not (a.is_floating_point() and b.is_floating_point()):
+        return False
+    coarser = max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    return torch.equal(a.to(coarser), b.to(coarser))
+
+
+def _exact_only(solution: Solution, draft: Draft) -> Draft:
+    """Nothing is proved by outputs that only nearly agree."""
+    outputs = dict(solution.dest.flow.outputs)
+    exact = [outputs[path] for _, path, off in solution.outcome.matched_outputs if off <= EXACT]
+    behind = solution.dest.flow.ancestors(exact)
+    sure = {name for i, w in solution.dest.flow.weights.items() if i in behind for name in w.in_state}
+    evidence: dict[str, Evidence] = {
+        name: "aligned" if how == "proved" and name not in sure else how for name, how in draft.evidence.items()
+    }
+    return replace(draft, evidence=evidence)
+
+
+def _without_values(name: str, found: Capture) -> CaptureError:
+    return CaptureError(
+        f"{name} {found.model_name} has no values (fake or meta tensors): it was recorded, {found.op_count} ops, and "
+        "matching compares values",
+        help="match a small twin with values (two blocks, narrow) and use plan.for_model(dest_shapes, src_shapes)",
+    )
+
+
+@contextmanager
+def _other_shown(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Let the error for an input that does not fit one model show how the other one was to be called."""
+    try:
+        yield
+    except InputError as problem:
+        raise InputError(f"{problem}\n{describe_call(model, inputs)}", help=problem.help) from problem
+
+
+def _held_to_models(
+    solution: Solution, draft: Draft, found: Diagnosis, models: Models, seed: int
+) -> tuple[Draft, Diagnosis]:
+    """Hooks see modules only: nothing is proved by them, and complete is what the models themselves confirm."""
+    evidence: dict[str, Evidence] = {n: "aligned" if e == "proved" else e for n, e in draft.evidence.items()}
+    draft, pairs = replace(draft, evidence=evidence), compared_outputs(solution)
+    if found.verdict != "complete":
+        return draft, found
+    if verification.drawn_check(Case.of(solution, draft.plan, pairs), models, seed=seed + 401).is_equal:
+        return draft, found
+    message = "the modules align and the outputs differ on equal weights: something between the modules is not the same"
+    differs = Finding("output-differs", message, help="hooks do not see what; record with --capture dispatch")
+    return draft, Diagnosis((differs, *found.findings), "differs")
+
+
+def _with_depth(found: Diagnosis, deeper: Finding) -> Diagnosis:
+    """Put a difference in depth first: behind it, what weights go where has no answer."""
+    sites = [site for f in found.findings for site in (f.src, f.dest) if site is not None]
+    findings = found.findings if any(site.kind == "block" for site in sites) else (deeper, *found.findings)
+    return Diagnosis(findings, "impossible" if found.verdict == "differs" else found.verdict)
+
+
+def _not_comparable(src: Capture, dest: Capture) -> Finding:
+    """Say that no two outputs have as many numbers, and what there is."""
+    kinds = []
+    for found in (src, dest):
+        words = [f"`{p or 'result'}` {short_size(n.meta['dtype'], n.meta['shape'])}" for p, n in found.outputs]
+        kinds.append(", ".join(words[:4]) + (", ..." if len(words) > 4 else ""))
+    message = f"no output of dest can be compared with one of src's: src gives {kinds[0]}; dest gives {kinds[1]}"
+    return Finding("output-differs", message, help="name two that should be equal: --src-output and --dest-output")
+
+
+def _selected(found: Capture, path: str | None, side: str) -> Capture:
+    """The capture with only the outputs at or below a path."""
+    if not found.outputs:
+        raise OutputError(
+            f"{side} {found.model_name} gives no tensors to compare",
+            help="wrap it in a module whose forward returns the tensor that matters: path/to/file.py:factory",
+        )
+    if path is None:
+        return found
+    kept = tuple((p, node) for p, node in found.outputs if p == path or p.startswith(f"{path}."))
+    if not kept:
+        raise OutputError(
+            f"{side} {found.model_name} gives nothing at {path!r}",
+            help=f"--{side}-output takes one of {', '.join(repr(p) for p, _ in found.outputs[:8])}",
+        )
+    return replace(found, outputs=kept)
+
+
+def _summary(found: Capture, model: nn.Module) -> CaptureSummary:
+    size = sum(w.tensor.numel() * w.tensor.element_size() for w in found.all_weights)
+    return CaptureSummary(
+        type(model).__name__,
+        found.method,
+        found.mode,
+        found.op_count,
+        len(found.all_weights),
+        size,
+        found.elapsed_s,
+        found.notes,
+    )
+
+
+def compared_outputs(solution: Solution) -> list[tuple[str, str]]:
+    """Return the paths of src and dest outputs that are compared: those that agree, else those of one size in order."""
+    matched = [_same_shape(solution, a, b, off) for a, b, off in solution.outcome.matched_outputs]
+    if matched:
+        return matched
+    src, dest = solution.src.flow, solution.dest.flow
+    pairs: list[tuple[str, str]] = []
+    for path, index in dest.outputs:
+        size = _count(dest[index].shape)
+        twin = next(
+            (p for p, i in src.outputs if _count(src[i].shape) == size and p not in [a for a, _ in pairs]), None
+        )
+        if twin is not None:
+            pairs.append((twin, path))
+    return pairs
+
+
+def _same_shape(solution: Solution, src_path: str, dest_path: str, off: float) -> tuple[str, str]:
+    """Two outputs that agree: where src's has another shape, one of the same shape that agrees as well, if there is."""
+    theirs, mine = dict(solution.src.flow.outputs), dict(solution.dest.flow.outputs)[dest_path]
+    shape = solution.dest.flow[mine].shape
+    if solution.src.flow[theirs[src_path]].shape == shape:
+        return src_path, dest_path
+    value, src = solution.dest.run.value(mine), solution.src
+    alike = [p for p, i in theirs.items() if src.flow[i].shape == shape and isinstance(src.run.value(i), Tensor)]
+    limit = max(off, EXACT)
+    equal = (p for p in alike if relative_difference(src.run.value(theirs[p]), value) <= limit)
+    return next(equal, src_path), dest_path
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for n in shape:
+        count *= n
+    return count
