@@ -16,6 +16,7 @@ from automap.verify import Models, Pairs, op_parities, output_parity, own_check
 
 _UNFINISHED = "what lies behind the last place could not be looked at"
 _UNPROVEN = "the outputs agree, and which weight is which is not proven: weights were not compared one by one"
+_ABSORBED = "weights that are computed from src's make up for all of this: `automap SRC DEST` places them"
 _SEPARATE = {"attribute-differs", "constant-differs"}
 
 
@@ -56,6 +57,8 @@ def explained(
         notes += (_UNPROVEN,)
     elif loaded:
         listed |= _with_weights(listed, held_weights(way, dest, models.src, models.dest))
+    elif listed and not train and not match.is_complete and computed().is_complete:
+        notes += (_ABSORBED,)
     parity = _ops(way, dest, listed)
     found, blocks = folded(ordered(listed, dest)), _blocks(match)
     if blocks:  # what comes behind another number of blocks departs in consequence
