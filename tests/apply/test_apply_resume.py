@@ -292,6 +292,7 @@ def test_an_interrupt_stops_all_threads_and_keeps_what_is_finished(
 ) -> None:
     write = ShardWriter.write
     interrupted: list[int] = []
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores interrupts
 
     def slow(self: ShardWriter, piece: memoryview) -> None:
         write(self, piece)
@@ -305,6 +306,7 @@ def test_an_interrupt_stops_all_threads_and_keeps_what_is_finished(
         patch.setattr(ShardWriter, "write", slow)
         with pytest.raises(KeyboardInterrupt):
             run(src, tmp_path / "out")
+    signal.signal(signal.SIGINT, heard)
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / ".out.partial" / "tmp").iterdir()) == []
     assert run(src, tmp_path / "out") >= 1
