@@ -94,12 +94,8 @@ def prepare_job(plan: Plan | str | Path, checkpoint: str, out: str | Path, optio
     found = open_checkpoint(checkpoint, memory_bytes=memory_bytes // 2)
     _check_fits(loaded, found)
     recipes = _recipes_of(loaded, found, options)
-    files = output_files(
-        recipes,
-        {"format": "pt", **found.metadata},
-        max_bytes=read_size(options.max_shard_size),
-        file_name=work.out.name if work.is_file else None,
-    )
+    metadata, name = {"format": "pt", **found.metadata}, work.out.name if work.is_file else None
+    files = output_files(recipes, metadata, max_bytes=read_size(options.max_shard_size), file_name=name)
     workers, task_bytes = _share(recipes, memory_bytes, len(files), is_local=options.is_local)
     return ApplyJob(
         tasks=tuple(ShardTask(file.name, file.header, file.recipes, work.place, task_bytes) for file in files),

@@ -91,8 +91,9 @@ def apply_plan(
         plan: a Plan, or the file of one.
         checkpoint: a file, shard index or folder, local, `hf://ORG/NAME` or any fsspec URL (see reader).
         out: a `.safetensors` file, or a folder for shards with an index; local or an fsspec URL.
-        memory: what this process may hold at most, as bytes or text (`2GiB`), Python and torch included (0.5 GiB);
-            with an executor what each task may hold. By default a quarter of what is free, and 1 GiB for such a task.
+        memory: what this process may hold at most, as bytes or text (`2GiB`), all included: torch takes 0.5 GiB, and is
+            loaded only where something is computed. With an executor it is what each task may hold. By default a
+            quarter of what is free, and no more than 1 GiB for a task.
         max_shard_size: of a file in a folder, as far as single tensors are smaller.
         dtype: what floats are cast to; by default they keep their own.
         executor: runs the shards: any one of `concurrent.futures`; threads by default.

@@ -7,7 +7,7 @@
     lock       held while the run lives
 
 OUT appears in one step at the very end; then the folder vanishes. At every moment either OUT or the folder is complete
-enough to go on from.
+enough to go on from. That holds however the process ends; as with `cp`, the system decides when bytes reach the disk.
 """
 
 from __future__ import annotations

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
 from automap.align.divergence import Values
 from automap.align.moments import EXACT, distance, moments
-from automap.canonical.evaluate import compute
-from automap.canonical.fixed import fixed_buffers
-from automap.canonical.flow import Flow, Role
-from automap.canonical.lower import lower
 from automap.capture import Capture
 from automap.explanation.departures import own_cause
-from automap.explanation.edits import end_of_call
-from automap.explanation.graphs import Given
+from automap.explanation.mirror import Mirror
 from automap.explanation.rounds import Found, Journey
 from automap.explanation.siblings import Siblings, renumbered
 from automap.findings import Finding, Site
-from automap.results import Departure, Gap
+from automap.results import Departure
 from automap.verify.layout import gap
 
 _NOTHING = 1e-13  # relative; less is rounding, and the op that was adjusted is no difference
@@ -29,81 +23,42 @@ _NOTHING = 1e-13  # relative; less is rounding, and the op that was adjusted is 
 
 @dataclass(frozen=True, slots=True)
 class Aftermath:
-    """The last solution of a journey beside dest's flow without repairs: `here` and `there` hold the nodes of each
-    recorded call in the one and the other, `twins` pairs them.
-    """
+    """A journey, and its last solution beside dest's flow without repairs."""
 
     journey: Journey
-    dest: Capture
-    original: Flow
-    here: Mapping[str, list[int]]
-    there: Mapping[str, list[int]]
-    twins: Mapping[int, int]
+    mirror: Mirror
 
     @classmethod
     def of(cls, journey: Journey, dest: Capture) -> Aftermath:
         """Return what there is to look at; dest is its recording without repairs."""
-        original = lower(dest, fixed_buffers(dest, journey.solution.src_capture))
-        here, there = by_call(original), by_call(journey.solution.dest.flow)
-        pairs = ((old, new) for call, mine in here.items() for old, new in zip(mine, there.get(call, ()), strict=False))
-        return cls(journey, dest, original, here, there, dict(pairs))
+        return cls(journey, Mirror.of(journey.solution, dest))
 
-    # ------------------------------------------------------------ values
-    def own_value(self, node: int) -> Tensor | None:
-        """What a node of the original flow would hold, given what its call reads now; None where that is not known."""
-        run, flow = self.journey.solution.dest.run, self.original
-        own: dict[int, Any] = {}
-        for step in flow.nodes[: node + 1]:
-            if step.origin is not flow[node].origin or step.function is None:
-                continue
-            for operand in step.operands:
-                twin = self.twins.get(operand)
-                if operand not in own and (twin is None or not _is_known(self.journey, twin)):
-                    return None
-            own[step.index] = compute(step, lambda i: own[i] if i in own else run.value(self.twins[i]))
-        value = own.get(node)
-        return value if isinstance(value, Tensor) and not bool(value.isnan().all()) else None
-
-    def gift_gap(self, gift: Given) -> tuple[Gap | None, bool]:
-        """Return how far what was given is from what would be there, and whether that is known."""
-        source: Tensor = self.journey.solution.src.run.value(gift.src)
-        place = self.here.get(gift.node) or self.here.get(gift.call)
-        mine = self.own_value(end_of_call(self.original, place[-1])) if place else None
-        if mine is None or mine.numel() != source.numel():
-            return None, False
-        off = gap(source.reshape(-1)[gift.order].view(mine.shape), mine)
-        if off is None or gift.reader is None:
-            return off, True
-        call = next(node for node in self.dest.graph.nodes if node.name == gift.reader)
-        return replace(off, at=call.meta.get("module_path", "") or str(call.target)), True
-
-    # ------------------------------------------------------------ departures that were only guessed
     def adjusted(self) -> Iterator[tuple[str, Departure]]:
         """Yield the ops that differ as the one they were adjusted with does."""
-        solution, points = self.journey.solution, self.journey.points
+        solution, points, there = self.journey.solution, self.journey.points, self.mirror.there
         values = Values(solution)
         for name, patch in self.journey.repairs.adjusted.items():
             like = points.get(patch.point)
-            if name in points or like is None or not max(0, len(self.there.get(name, ())) - like.place):
+            if name in points or like is None or like.place >= len(there.get(name, ())):
                 continue
-            node, was = self.there[name][like.place], self.here[name][like.place]
-            twin, mine = _same_value(self.journey, values, node), self.own_value(was)
+            node, was = there[name][like.place], self.mirror.here[name][like.place]
+            twin, mine = _same_value(self.journey, values, node), self.mirror.own_value(was)
             off = gap(solution.dest.run.value(node), mine) if mine is not None and twin is not None else None
             if twin is None or (off is not None and off.max_rel <= _NOTHING):
                 continue
-            cause = own_cause(self.original, was, solution.src.flow, twin)
+            cause = own_cause(self.mirror.original, was, solution.src.flow, twin)
             other = solution.src.flow[twin].origin
             moved = self._elsewhere(like, patch.point, name, other.name if other is not None else None)
             yield name, Departure(cause or moved, off)
 
     def given(self) -> Iterator[tuple[str, Departure]]:
         """Yield the places like a point in other blocks, where what was given would not be there already."""
-        ours, theirs = Siblings.of(self.dest), Siblings.of(self.journey.solution.src_capture)
+        ours, theirs = Siblings.of(self.mirror.dest), Siblings.of(self.journey.solution.src_capture)
         for gift in self.journey.repairs.given.values():
             found, name = self.journey.points.get(gift.point), ours.moved(gift.point, gift.like, gift.call)
             if found is None or name is None or gift.call == gift.like or name in self.journey.points:
                 continue
-            off, is_known = self.gift_gap(gift)
+            off, is_known = self.mirror.gift_gap(gift)
             if is_known and (off is None or off.max_rel <= EXACT):
                 continue
             group = ours.like(gift.call)
@@ -112,7 +67,7 @@ class Aftermath:
 
     def _elsewhere(self, found: Found, point: str, name: str, twin: str | None) -> Finding:
         """The finding of a point said of a call in another block."""
-        mine, theirs = _paths(self.dest), _paths(self.journey.solution.src_capture)
+        mine, theirs = _paths(self.mirror.dest), _paths(self.journey.solution.src_capture)
         moved = (theirs[found.twin[0]], theirs[twin]) if found.twin is not None and twin is not None else None
         return said_of(found.point.finding, (mine[point], mine[name]), moved)
 
@@ -120,20 +75,6 @@ class Aftermath:
 def _paths(capture: Capture) -> dict[str, str]:
     """The module path of each recorded call."""
     return {node.name: str(node.meta.get("module_path", "")) for node in capture.graph.nodes}
-
-
-def _is_known(journey: Journey, node: int) -> bool:
-    side = journey.solution.dest
-    return side.run.knows(node) if side.flow[node].role is Role.ACTIVATION else side.run.is_resolved(node)
-
-
-def by_call(flow: Flow) -> dict[str, list[int]]:
-    """Return the nodes of each recorded call."""
-    found: dict[str, list[int]] = {}
-    for node in flow.nodes:
-        if node.origin is not None:
-            found.setdefault(node.origin.name, []).append(node.index)
-    return found
 
 
 def _same_value(journey: Journey, values: Values, node: int) -> int | None:

@@ -77,7 +77,7 @@ def edit_gifts(ground: Ground, point: Point) -> list[Given]:
     if order is None or node is None or not _is_of_kind(ground, edit.given, node, len(order)):
         return []
     name, reader = call.name, call.name if is_edge else None
-    gift = Given(node.name, reader, edit.given, order, name, name, name, is_detached=not is_edge)
+    gift = Given(node.name, reader, edit.given, order, name, name, name, not is_edge, edit.partner)
     return [gift, *_elsewhere(ground, gift, place)]
 
 
@@ -186,19 +186,27 @@ def _results(ground: Ground, point: Point, mine: LinearForm, theirs: LinearForm)
 def _elsewhere(ground: Ground, gift: Given, place: tuple[int, int] = (0, 1)) -> Iterator[Given]:
     """The same for later blocks, where both sides have as many of them."""
     flow = ground.solution.src.flow
-    origin = flow[gift.src].origin
-    calls = Siblings.of(ground.dest).after(gift.like)
-    sources = Siblings.of(ground.solution.src_capture).after(origin.name) if origin is not None else ()
+    calls, sources = Siblings.of(ground.dest).after(gift.like), _later(ground, gift.src)
+    partners = _later(ground, gift.partner) if gift.partner is not None else (None,) * len(sources)
+    if not len(calls) == len(sources) == len(partners):
+        return
     shape = ground.nodes[gift.node].meta["shape"]
-    for name, source in zip(calls, sources, strict=True) if len(calls) == len(sources) else ():
+    for name, index, partner in zip(calls, sources, partners, strict=True):
         call = ground.nodes[name]
         node = ground.result(call) if gift.reader is None else ground.operand(call, *place)
-        index = _at(flow, source, _place(flow, gift.src))
-        if node is None or index is None or flow[index].shape != flow[gift.src].shape:
+        if node is None or index is None or flow[index].shape != flow[gift.src].shape or node.meta["shape"] != shape:
             continue
-        if node.meta["shape"] == shape:
-            reader = name if gift.reader is not None else None
-            yield replace(gift, node=node.name, reader=reader, src=index, call=name)
+        reader = name if gift.reader is not None else None
+        yield replace(gift, node=node.name, reader=reader, src=index, call=name, partner=partner)
+
+
+def _later(ground: Ground, index: int) -> tuple[int | None, ...]:
+    """The src nodes that are to calls of later blocks what a node is to its own."""
+    flow = ground.solution.src.flow
+    origin = flow[index].origin
+    calls = Siblings.of(ground.solution.src_capture).after(origin.name) if origin is not None else ()
+    place = _place(flow, index)
+    return tuple(_at(flow, call, place) for call in calls)
 
 
 def _place(flow: Flow, index: int) -> int:

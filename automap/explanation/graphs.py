@@ -35,6 +35,7 @@ class Given:
 
     It was found at the point of the call `point`, as a repair of the op `like`; where `call`, the op that it repairs,
     is another one, it is a guess for a later block. Where `is_detached`, what was there is not computed any more.
+    `partner` is the src node that the repaired op should read the value of, where it is known.
     """
 
     node: str
@@ -45,6 +46,7 @@ class Given:
     like: str
     call: str
     is_detached: bool = False
+    partner: int | None = None
 
     @property
     def key(self) -> tuple[str, str | None]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from automap.align import Solution, solve
 from automap.align.moments import EXACT
 from automap.canonical.flow import Flow
@@ -18,6 +20,7 @@ from automap.explanation.adjustments import adjustments, followed, reconsidered
 from automap.explanation.departures import Point, points
 from automap.explanation.gifts import Ground, edit_gifts, exit_gifts
 from automap.explanation.graphs import Adjusted, Given, patched
+from automap.explanation.mirror import Mirror
 from automap.inputs import Inputs
 
 _MOST_ROUNDS = 8
@@ -28,12 +31,14 @@ class Repairs:
     """What was changed so far in dest's recording; mutable state of one explanation.
 
     `adjusted` are ops by name, `given` values by what they replace for whom, `kept` ops that are not to be adjusted
-    (again): they are right as they are although others like them are not, or adjusting them does not help.
+    (again): they are right as they are although others like them are not, or adjusting them does not help. `refused`
+    are gifts that were guessed wrongly.
     """
 
     adjusted: dict[str, Adjusted] = field(default_factory=dict)
     given: dict[tuple[str, str | None], Given] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
+    refused: set[tuple[str, str | None]] = field(default_factory=set)
 
     def applied(self, dest: Capture, src_value: Callable[[int], Any]) -> Capture | None:
         """Return dest with all repairs, values given being made of src's; None where they do not fit."""
@@ -113,6 +118,7 @@ def _repaired(
     is_changed = bool(wrong)
     for patches in adjustments(solution, dest, here, repairs.kept | repairs.adjusted.keys()):
         is_changed |= _tried(solution, dest, patches, repairs)
+    is_changed |= _withdrawn(solution, dest, repairs)
     if not is_changed:
         is_changed = _given(Ground.of(solution, dest), here, fresh, repairs)
     return repairs.applied(dest, solution.src.run.value) if is_changed else None
@@ -126,9 +132,20 @@ def _given(ground: Ground, here: Sequence[Point], fresh: Sequence[Point], repair
     helped = {point.stop for point in fresh if gifts[point.node]}
     left = [point for point in here if point.stop not in helped]
     found = [*(gift for given in gifts.values() for gift in given), *exit_gifts(ground, left)]
-    new = {gift.key: gift for gift in found if gift.key not in repairs.given}
+    apt = [gift for gift in found if gift.key not in repairs.refused or gift.call == gift.like]
+    new = {gift.key: gift for gift in apt if gift.key not in repairs.given}
     repairs.given |= new
     return bool(new)
+
+
+def _withdrawn(solution: Solution, dest: Capture, repairs: Repairs) -> bool:
+    """Take back what was given to later blocks and turns out wrong there; return whether there was such a thing."""
+    mirror = Mirror.of(solution, dest)
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        wrong = {key for key, gift in repairs.given.items() if mirror.is_wrong(gift)}
+    repairs.given = {key: gift for key, gift in repairs.given.items() if key not in wrong}
+    repairs.refused |= wrong
+    return bool(wrong)
 
 
 def _tried(solution: Solution, dest: Capture, patches: list[Adjusted], repairs: Repairs) -> bool:

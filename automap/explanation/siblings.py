@@ -10,7 +10,7 @@ from torch import fx
 
 from automap.capture import Capture
 
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.|$)")
 Key = tuple[str, str, int]
 
 

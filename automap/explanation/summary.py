@@ -26,7 +26,8 @@ def departures(journey: Journey, dest: Capture) -> dict[str, Departure]:
     with torch.no_grad(), torch._C.DisableTorchFunction():
         for name, found in journey.points.items():
             own = (g for g in journey.repairs.given.values() if g.point == name and g.call == g.like)
-            off = found.point.gap or next((o for gift in own if (o := after.gift_gap(gift)[0]) is not None), None)
+            gaps = (after.mirror.gift_gap(gift)[0] for gift in own)
+            off = found.point.gap or next((gap for gap in gaps if gap is not None), None)
             listed[name] = Departure(found.point.finding, off)
         for name, departure in (*after.adjusted(), *after.given()):
             listed.setdefault(name, departure)

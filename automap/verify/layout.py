@@ -43,7 +43,7 @@ def laid_out(src: Tensor, dest: Tensor) -> Tensor | None:
     Both hold the same numbers, more or less, in layouts that differ by the order of dims. Elements stay in their order
     unless another one fits far better; where none fits and shapes differ, elements go together that are of one rank.
     """
-    if src.numel() != dest.numel():
+    if src.numel() != dest.numel() or src.is_complex() or dest.is_complex():
         return None
     flat, mine = src.double().reshape(-1), dest.double().reshape(-1)
     probe = torch.linspace(0, len(mine) - 1, min(len(mine), _SAMPLE)).long()

@@ -200,6 +200,44 @@ def test_a_fault_in_one_block_of_several_is_not_said_of_the_others() -> None:
 
     found = explained(partial(T, depth=4), odd)
     assert told(found) == [("attribute-differs", "blocks.2.norm2", 1)]
+    assert found.notes == ()
+
+
+def test_a_fault_in_more_blocks_than_there_are_rounds_is_found_in_all() -> None:
+    def without_activation() -> nn.Module:
+        return T(depth=10, mlp=partial(tf.Mlp, nn.Identity()))
+
+    found = explained(partial(T, depth=10), without_activation)
+    assert told(found) == [("op-missing", "blocks.0.mlp.fc2", 10)]
+    assert "same for blocks.{1..9}.mlp.fc2" in found.text
+    assert found.notes == ()
+
+
+class Turned(nn.Module):
+    """Rotary positions, as complex numbers or by hand."""
+
+    def __init__(self, base: float = 100.0, is_complex: bool = False) -> None:
+        super().__init__()
+        self.q, self.o, self.base, self.is_complex = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4), base, is_complex
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (-1, 2))
+        rate = self.base ** -(torch.arange(WIDTH // 2).double() / WIDTH)
+        angle = torch.outer(torch.arange(x.shape[1]).double(), rate)
+        if self.is_complex:
+            turned = torch.view_as_real(torch.view_as_complex(q.double()) * torch.polar(torch.ones_like(angle), angle))
+        else:
+            a, b, cos, sin = q[..., 0], q[..., 1], angle.cos(), angle.sin()
+            turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1)
+        return self.o(turned.flatten(-2).to(x.dtype).softmax(-1))
+
+
+@pytest.mark.parametrize("is_complex", [pytest.param(True, id="complex-to-real"), pytest.param(False, id="to-complex")])
+def test_repairs_that_do_not_fit_end_the_walk_and_no_more(is_complex: bool) -> None:
+    found = explained(partial(Turned, 100.0, is_complex), partial(Turned, 500.0, not is_complex), HIDDEN)
+    assert not found.is_equal
+    assert found.first is not None
+    assert found.first.finding.code in ("constant-differs", "op-extra", "op-missing", "rewired")
 
 
 def test_equal_faults_are_told_once_with_all_places() -> None:
