@@ -17,6 +17,8 @@ from automap.verify import Models, Pairs, op_parities, output_parity, own_check
 _UNFINISHED = "what lies behind the last place could not be looked at"
 _UNPROVEN = "the outputs agree, and which weight is which is not proven: weights were not compared one by one"
 _ABSORBED = "weights that are computed from src's make up for all of this: `automap SRC DEST` places them"
+_LINEAR = {"add", "mul", "div", "neg", "matmul", "convolution", "lookup", "weight"}
+_ABSENT = {"op-missing", "unused-source"}
 _SEPARATE = {"attribute-differs", "constant-differs"}
 
 
@@ -57,13 +59,19 @@ def explained(
         notes += (_UNPROVEN,)
     elif loaded:
         listed |= _with_weights(listed, held_weights(way, dest, models.src, models.dest))
-    elif listed and not train and not match.is_complete and computed().is_complete:
+    elif not train and not match.is_complete and _may_be_absorbed(listed) and computed().is_complete:
         notes += (_ABSORBED,)
     parity = _ops(way, dest, listed)
     found, blocks = folded(ordered(listed, dest)), _blocks(match)
     if blocks:  # what comes behind another number of blocks departs in consequence
         found = (*blocks, *(departure for departure in found if departure.finding.code in _SEPARATE))
     return Explanation(match, found, outputs, parity, loaded, train, notes)
+
+
+def _may_be_absorbed(listed: Mapping[str, Departure]) -> bool:
+    """Whether there are departures, and none is an op that no weight before or behind it can make up for."""
+    sites = [d.finding.src if d.finding.code in _ABSENT else d.finding.dest for d in listed.values()]
+    return bool(sites) and {site.kind for site in sites if site is not None} <= _LINEAR
 
 
 def _holds(match: Match, models: Models) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 _MOST_RUNS = 3
 _ROUNDINGS = 4  # what is computed on the way may be rounded more than once
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # numpy does not know every number type
 _NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -75,12 +76,12 @@ class Comparison:
 
     def _part_text(self, name: str, held: Tensor, wanted: Tensor) -> str:
         """Say which slices along which dim differ, and what they hold instead."""
-        wrong = [_wrong(held, wanted, dim) for dim in range(held.dim())]
-        dim = min(range(held.dim()), key=lambda d: (len(wrong[d]) / held.shape[d], d), default=None)
+        wrong = {dim: _wrong(held, wanted, dim) for dim, size in enumerate(held.shape) if size > 1}
+        dim = min(wrong, key=lambda d: (len(wrong[d]) / held.shape[d], d), default=None)
         if dim is None:
             return f"`{name}` differs"
         moved = self._moved(name, held, wrong[dim], dim)
-        if moved is not None or len(wrong[dim]) == held.shape[dim] > 1:
+        if moved is not None or len(wrong[dim]) == held.shape[dim]:
             return moved or f"`{name}` differs throughout"
         return (
             f"{_kind(held, dim, len(wrong[dim]))} {_runs(wrong[dim])} of `{name}` differ{'s' * (len(wrong[dim]) == 1)}"
@@ -151,7 +152,7 @@ def _factor(held: Tensor, wanted: Tensor) -> float | None:
 
 def _key(row: Tensor) -> int:
     """A number that tells the content of a slice."""
-    return hash(row.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hash(row.detach().cpu().reshape(-1).view(_BITS[row.element_size()]).numpy().tobytes())
 
 
 def _kind(held: Tensor, dim: int, count: int = 2) -> str:

@@ -205,6 +205,11 @@ def test_a_state_equal_up_to_one_rounding_has_no_difference() -> None:
     assert list(Comparison(half, {name: tensor.bfloat16() for name, tensor in wanted.items()}).differences()) == []
 
 
+def test_a_token_that_differs_is_no_row() -> None:
+    (found,) = Comparison({"t": noise(1, 1, 6)}, {"t": noise(1, 1, 6, seed=3)}).differences()
+    assert found.text == "`t` differs throughout"
+
+
 def test_a_single_number_that_differs_is_named() -> None:
     (found,) = Comparison({"s": torch.tensor(2.0)}, {"s": torch.tensor(3.0)}).differences()
     assert (found.text, found.first) == ("`s` differs", ())
