@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from automap.capture.result import Method
-from automap.errors import MismatchError
+from automap.errors import CaptureError, MismatchError
 from automap.inputs import Inputs
-from automap.matching import compared_outputs, matched
+from automap.matching import Matched, compared_outputs, matched
 from automap.results import Evidence, Explanation, Match, OpParity, Parity, Transfer
-from automap.verify import Case, Models, Verify, coarsest_rounding, op_parities, prove
+from automap.verify import Models, Verify, coarsest_rounding, drawn_check, op_parities, prove
 
 
 def match(
@@ -59,7 +59,15 @@ def match(
         >>> found.verdict
         'impossible'
     """
-    return matched(src, dest, sample_input, dest_input, src_output, dest_output, seed, tuple(pins), capture, algebra)[0]
+    options = (src_output, dest_output, seed, tuple(pins), capture, algebra)
+    found = matched(src, dest, sample_input, dest_input, *options, is_narrow=True)
+    if (
+        found.case.narrow is None
+        or found.is_valueless
+        or _holds_at_size(found, src, dest, sample_input, dest_input, seed)
+    ):
+        return found.match
+    return matched(src, dest, sample_input, dest_input, *options).match
 
 
 def explain(
@@ -106,7 +114,7 @@ def explain(
     """
     from automap.explanation.explain import explained
 
-    found, solution, given = matched(
+    made = matched(
         src,
         dest,
         sample_input,
@@ -119,6 +127,12 @@ def explain(
         is_training=train,
         is_algebraic=False,  # a factor that a weight could make up for is a difference all the same
     )
+    if made.is_valueless:
+        raise CaptureError(
+            "models without values (fake or meta tensors) cannot be compared op by op",
+            help="explain two small ones of the same architecture: two blocks, narrow",
+        )
+    found, solution, given = made.match, made.solution, made.given
     inputs = Inputs.of(sample_input)
     eps = coarsest_rounding(solution.src_capture, solution.dest_capture)
     models = Models(src, dest, inputs, inputs if dest_input is None else Inputs.of(dest_input), given, eps)
@@ -126,7 +140,7 @@ def explain(
 
     def computed() -> Match:
         options = (src_output, dest_output, seed, tuple(pins), capture)
-        return matched(src, dest, sample_input, dest_input, *options, is_training=train)[0]
+        return matched(src, dest, sample_input, dest_input, *options, is_training=train).match
 
     return explained(
         found, solution, models, pairs, computed, loaded=loaded, train=train, tolerance=tolerance, seed=seed
@@ -172,26 +186,62 @@ def transfer(
         MismatchError: strict, and the models do not match; it carries the Transfer.
         CaptureError, InputError, OutputError: as for `match`.
     """
-    found, solution, given = matched(
-        src, dest, sample_input, dest_input, src_output, dest_output, seed, tuple(pins), capture, algebra
-    )
-    if strict and not found.is_complete:
+    options = (src_output, dest_output, seed, tuple(pins), capture, algebra)
+
+    def attempt(*, is_narrow: bool) -> Transfer:
+        found = matched(src, dest, sample_input, dest_input, *options, is_narrow=is_narrow)
+        return _transferred(found, src, dest, sample_input, dest_input, strict, verify, tolerance, seed)
+
+    try:
+        result = attempt(is_narrow=True)
+    except _NotAtSize:
+        result = attempt(is_narrow=False)
+    return result
+
+
+class _NotAtSize(Exception):
+    """What was found on narrow twins does not hold for the models themselves; dest is as it was."""
+
+
+def _transferred(
+    made: Matched, src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any,
+    is_strict: bool, verify: Verify, tolerance: float | None, seed: int,
+) -> Transfer:  # fmt: skip
+    if made.is_valueless:
+        raise CaptureError(
+            "models without values (fake or meta tensors) have no weights to carry over or to prove anything with",
+            help="take `match(...).plan` and send a checkpoint through it: `automap apply PLAN CHECKPOINT -o OUT`",
+        )
+    found, cases = made.match, [made.case]
+    if is_strict and not found.is_complete:
         result = Transfer(found, None, _tested(found, None), False, tolerance or 0.0, found.timings_s)
         raise MismatchError(f"{type(src).__name__} and {type(dest).__name__} do not match: {found.verdict}", result)
-    inputs = Inputs.of(sample_input)
-    captures = solution.src_capture, solution.dest_capture
-    eps = coarsest_rounding(*captures)
-    models = Models(src, dest, inputs, inputs if dest_input is None else Inputs.of(dest_input), given, eps)
-    is_whole = "hooks" not in {made.method for made in captures}
-    cases = [Case.of(solution, found.plan, compared_outputs(solution))]
-    ops = tuple(op_parities(solution).values())
-    del solution  # and with it everything that both models compute
+    captures = made.solution.src_capture, made.solution.dest_capture
+    models = Models(
+        src, dest, Inputs.of(sample_input), Inputs.of(sample_input if dest_input is None else dest_input),
+        made.given, coarsest_rounding(*captures),
+    )  # fmt: skip
+    is_narrow, is_whole = made.case.narrow is not None, "hooks" not in {capture.method for capture in captures}
+    ops = tuple(op_parities(made.solution).values())
+    del made  # and with it everything that both models compute
 
     def proof() -> Parity:
         options: dict[str, Any] = {"is_complete": found.is_complete, "is_whole": is_whole, "tolerance": tolerance}
-        return prove(cases.pop(), models, verify=verify, seed=seed, **options)
+        parity = prove(cases.pop(), models, verify=verify, seed=seed, **options)
+        if is_narrow and not parity.is_equal:
+            raise _NotAtSize
+        return parity
 
-    return _carried_over(found, models, proof, ops, is_strict=strict, tolerance=tolerance)
+    return _carried_over(found, models, proof, ops, is_strict=is_strict, tolerance=tolerance)
+
+
+def _holds_at_size(
+    made: Matched, src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any, seed: int
+) -> bool:
+    """Whether the models themselves agree on weights drawn anew and sent through a plan that twins gave."""
+    inputs = Inputs.of(sample_input)
+    models = Models(src, dest, inputs, inputs if dest_input is None else Inputs.of(dest_input))
+    return drawn_check(made.case, models, seed=seed + 401).is_equal
 
 
 def _carried_over(

@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from automap import verify as verification
-from automap.align import Solution, solve
+from automap.align import Solution, solve, solve_on_twins
 from automap.align.moments import EXACT
 from automap.align.outputs import relative_difference
 from automap.capture import Capture, record
 from automap.capture import capture as recorded
+from automap.capture.refill import is_valueless
 from automap.capture.result import Method
 from automap.depth import depth_finding
 from automap.diagnose import Diagnosis, diagnose
@@ -25,15 +26,34 @@ from automap.findings import Finding
 from automap.inputs import Inputs, describe_call, short_size
 from automap.planning import Draft, draft_plan, without_arithmetic
 from automap.results import CaptureSummary, Evidence, Match
+from automap.twin import NotEnlarged, enlarged_plan
 from automap.verify import Case, Models
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """A match, what it rests on, what src gives for the sample, and what there is to test of it."""
+
+    match: Match
+    solution: Solution
+    given: Mapping[str, Tensor] | None
+    case: Case
+
+    @property
+    def is_valueless(self) -> bool:
+        """Whether one of the models has shapes and no values."""
+        return "fake" in (self.solution.src_capture.mode, self.solution.dest_capture.mode)
 
 
 def matched(
     src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any,
     src_output: str | None, dest_output: str | None, seed: int, pins: tuple[str, ...], method: Method,
-    algebra: bool = True, *, is_training: bool = False, is_algebraic: bool = True,
-) -> tuple[Match, Solution, Mapping[str, Tensor] | None]:  # fmt: skip
-    """The match, what it rests on, and what src gives for the sample."""
+    algebra: bool = True, *, is_training: bool = False, is_algebraic: bool = True, is_narrow: bool = False,
+) -> Matched:  # fmt: skip
+    """The match of two models; with is_narrow on narrow twins, where that gives a complete map.
+
+    Whoever asks for that has to try the map on the models themselves.
+    """
     src_inputs = Inputs.of(sample_input)
     dest_inputs = src_inputs if dest_input is None else Inputs.of(dest_input)
     started = time.perf_counter()
@@ -41,38 +61,75 @@ def matched(
         mine = _selected(_recorded(src, src_inputs, method, is_training), src_output, "src")
     with _other_shown(src, src_inputs):
         theirs = _selected(_recorded(dest, dest_inputs, method, is_training), dest_output, "dest")
-    for capture, name in ((mine, "src"), (theirs, "dest")):
-        if capture.mode == "fake":
-            raise _without_values(name, capture)
+    valueless = [name for capture, name in ((mine, "src"), (theirs, "dest")) if capture.mode == "fake"]
     given = None
     if mine.mode == "real":
         given = verification.refuse_nan(src, src_inputs, [path for path, _ in mine.outputs])
     captured = time.perf_counter()
     theirs = _same_numbers(mine, theirs)
+    ends = (src, dest), started, captured - started
+    if (is_narrow or valueless) and method == "dispatch" and not pins and not is_training:
+        narrow = solve_on_twins(mine, theirs, seed=seed, is_algebraic=is_algebraic)
+        found = _on_twins(narrow, ends, algebra=algebra) if narrow is not None else None
+        if narrow is not None and found is not None and (found[0].is_complete or valueless):
+            return Matched(found[0], narrow, given, found[1])
+    if valueless:
+        raise _without_values(valueless[0], mine if valueless[0] == "src" else theirs)
     solution = solve(mine, theirs, dest, dest_inputs, seed=seed, pins=pins, is_algebraic=is_algebraic)
-    matched = solution.outcome.matched_outputs
-    outputs = dict(solution.dest.flow.outputs)
-    reached = solution.dest.flow.ancestors([outputs[path] for _, path, _ in matched])
-    planned = time.perf_counter()
-    draft = _exact_only(solution, draft_plan(solution, reached))
-    draft = draft if algebra else without_arithmetic(draft)
-    found = diagnose(solution, draft, pins)
+    draft = _drafted(solution, algebra=algebra)
+    case = Case.of(solution, draft.plan, compared_outputs(solution))
+    diagnosis = diagnose(solution, draft, pins)
     if "hooks" in (mine.method, theirs.method):
         models = Models(src, dest, src_inputs, dest_inputs)
-        draft, found = _held_to_models(solution, draft, found, models, seed)
+        draft, diagnosis = _held_to_models(case, draft, diagnosis, models, seed)
+    return Matched(_match(solution, draft, diagnosis, ends), solution, given, case)
+
+
+#: both models, when the match began, how long recording them took
+Ends: TypeAlias = tuple[tuple[nn.Module, nn.Module], float, float]
+
+
+def _on_twins(solution: Solution, ends: Ends, *, algebra: bool) -> tuple[Match, Case] | None:
+    """The match found on narrow twins and what there is to test of it, or None where it says nothing of the models."""
+    assert solution.twins is not None
+    draft = _drafted(solution, algebra=algebra)
+    try:
+        plan = enlarged_plan(draft.plan, solution.twins)
+    except NotEnlarged:
+        return None
+    narrow = Case.of(solution, draft.plan, compared_outputs(solution))
+    src, dest = solution.flows
+    case = replace(narrow, src=src, dest=dest, plan=plan, narrow=narrow)
+    whole = replace(draft, plan=plan)
+    if "fake" in (solution.src_capture.mode, solution.dest_capture.mode):  # nothing can be tried at full size
+        whole = replace(whole, evidence={n: "aligned" if e == "proved" else e for n, e in draft.evidence.items()})
+    return _match(solution, whole, diagnose(solution, draft, ()), ends), case
+
+
+def _drafted(solution: Solution, *, algebra: bool) -> Draft:
+    """The plan of a solution, with what may be claimed of it."""
+    outputs = dict(solution.dest.flow.outputs)
+    reached = solution.dest.flow.ancestors([outputs[path] for _, path, _ in solution.outcome.matched_outputs])
+    draft = _exact_only(solution, draft_plan(solution, reached))
+    return draft if algebra else without_arithmetic(draft)
+
+
+def _match(solution: Solution, draft: Draft, found: Diagnosis, ends: Ends) -> Match:
+    """The result for the caller."""
     deeper = depth_finding(solution.src.flow.weights.values(), solution.dest.flow.weights.values())
     if deeper is not None and found.verdict != "complete":
         found = _with_depth(found, deeper)
     if not compared_outputs(solution):
-        found = Diagnosis((*found.findings, _not_comparable(mine, theirs)), found.verdict)
+        message = _not_comparable(solution.src_capture, solution.dest_capture)
+        found = Diagnosis((*found.findings, message), found.verdict)
         found = replace(found, verdict="differs") if found.verdict == "complete" else found
-    done = time.perf_counter()
-    timings = {"capture": captured - started, **solution.timings_s, "plan": done - planned}
-    result = Match(
-        draft.plan, found.findings, found.verdict, draft.evidence, _summary(solution.src_capture, src),
-        _summary(solution.dest_capture, dest), draft.unused, draft.idle, timings,
+    models, started, captured_s = ends
+    timings = {"capture": captured_s, **solution.timings_s}
+    timings["plan"] = time.perf_counter() - started - sum(timings.values())
+    return Match(
+        draft.plan, found.findings, found.verdict, draft.evidence, _summary(solution.src_capture, models[0]),
+        _summary(solution.dest_capture, models[1]), draft.unused, draft.idle, timings,
     )  # fmt: skip
-    return result, solution, given
 
 
 def _recorded(model: nn.Module, inputs: Inputs, method: Method, is_training: bool) -> Capture:
@@ -100,7 +157,7 @@ def _is_rounded(a: Tensor, b: Tensor) -> bool:
     if not (a.is_floating_point() and b.is_floating_point()):
         return False
     coarser = max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-    return torch.equal(a.to(coarser), b.to(coarser))
+    return not (is_valueless(a) or is_valueless(b)) and torch.equal(a.to(coarser), b.to(coarser))
 
 
 def _exact_only(solution: Solution, draft: Draft) -> Draft:
@@ -117,8 +174,8 @@ def _exact_only(solution: Solution, draft: Draft) -> Draft:
 
 def _without_values(name: str, found: Capture) -> CaptureError:
     return CaptureError(
-        f"{name} {found.model_name} has no values (fake or meta tensors): it was recorded, {found.op_count} ops, and "
-        "matching compares values",
+        f"{name} {found.model_name} has no values (fake or meta tensors): {found.op_count} ops were recorded, and "
+        "no narrow twins with values can stand for both models",
         help="match a small twin with values (two blocks, narrow) and use plan.for_model(dest_shapes, src_shapes)",
     )
 
@@ -132,15 +189,13 @@ def _other_shown(model: nn.Module, inputs: Inputs) -> Iterator[None]:
         raise InputError(f"{problem}\n{describe_call(model, inputs)}", help=problem.help) from problem
 
 
-def _held_to_models(
-    solution: Solution, draft: Draft, found: Diagnosis, models: Models, seed: int
-) -> tuple[Draft, Diagnosis]:
+def _held_to_models(case: Case, draft: Draft, found: Diagnosis, models: Models, seed: int) -> tuple[Draft, Diagnosis]:
     """Hooks see modules only: nothing is proved by them, and complete is what the models themselves confirm."""
     evidence: dict[str, Evidence] = {n: "aligned" if e == "proved" else e for n, e in draft.evidence.items()}
-    draft, pairs = replace(draft, evidence=evidence), compared_outputs(solution)
+    draft = replace(draft, evidence=evidence)
     if found.verdict != "complete":
         return draft, found
-    if verification.drawn_check(Case.of(solution, draft.plan, pairs), models, seed=seed + 401).is_equal:
+    if verification.drawn_check(case, models, seed=seed + 401).is_equal:
         return draft, found
     message = "the modules align and the outputs differ on equal weights: something between the modules is not the same"
     differs = Finding("output-differs", message, help="hooks do not see what; record with --capture dispatch")

@@ -261,10 +261,30 @@ def test_statistics_that_dest_has_already_are_planned_all_the_same() -> None:
     assert_as_by_hand(pair, src, automap.match(src, dest, IMAGE()))
 
 
-def test_models_without_values_are_a_clear_error() -> None:
-    pair = PAIRS["split-to-fused"]
+def without_values(name: str) -> tuple[nn.Module, nn.Module, Any]:
+    pair = PAIRS[name]
     with torch.device("meta"):
-        src, dest = pair.make_src().eval(), pair.make_dest().eval()
-    with pytest.raises(CaptureError, match=r"src Tower has no values .* matching compares values") as caught:
-        automap.match(src, dest, pair.sample())
+        return pair.make_src().eval(), pair.make_dest().eval(), pair.sample()
+
+
+def test_models_without_values_match_as_those_with_values_do() -> None:
+    pair = PAIRS["split-to-fused"]
+    found = automap.match(pair.src(), pair.dest(), pair.sample())
+    blind = automap.match(*without_values("split-to-fused"))
+    assert (blind.verdict, dict(blind.plan.entries)) == ("complete", dict(found.plan.entries))
+    assert "proved" not in blind.evidence.values()
+
+
+def test_a_choice_by_pins_needs_values() -> None:
+    src, dest, sample = without_values("split-to-fused")
+    with pytest.raises(CaptureError, match=r"src Tower has no values .* no narrow twins") as caught:
+        automap.match(src, dest, sample, pins=["head.weight=head.weight"])
     assert "plan.for_model" in str(caught.value.help)
+
+
+def test_what_needs_values_says_so_for_models_without() -> None:
+    src, dest, sample = without_values("split-to-fused")
+    with pytest.raises(CaptureError, match="have no weights to carry over"):
+        automap.transfer(src, dest, sample)
+    with pytest.raises(CaptureError, match="cannot be compared op by op"):
+        automap.explain(src, dest, sample)

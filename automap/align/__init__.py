@@ -2,3 +2,4 @@
 
 from automap.align.solve import Solution as Solution
 from automap.align.solve import solve as solve
+from automap.align.solve import solve_on_twins as solve_on_twins

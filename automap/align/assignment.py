@@ -120,9 +120,11 @@ class Assignment:
             if leaf in self.blank:
                 self.blank.discard(leaf)
                 self.ids[leaf] = self.ids[leaf].clone()
-            fresh = self.ids[leaf][places] == UNKNOWN
-            if bool(fresh.any()):
-                places, values = places[fresh], values[fresh]
+                is_fresh = bool(places.numel())
+            else:
+                fresh = self.ids[leaf][places] == UNKNOWN
+                is_fresh, places, values = bool(fresh.any()), places[fresh], values[fresh]
+            if is_fresh:
                 self.ids[leaf][places] = values
                 self.journal.append(_Entry(step, leaf, places))
                 self._refresh(leaf)
@@ -288,8 +290,11 @@ class Assignment:
     def _values(self, numbers: Tensor) -> Tensor:
         """The float64 values of src elements and constants; what is not decided is NaN."""
         flat, numbering = numbers.reshape(-1), self.src.numbering
-        value = torch.full(flat.shape, torch.nan, dtype=torch.float64)
         owners, present = numbering.owners(flat)
+        if len(present) == 1 and present[0] >= 0:
+            taken = self.src.run.value(numbering.leaves[present[0]])
+            return torch.take(taken, flat - numbering.starts[present[0]])
+        value = torch.full(flat.shape, torch.nan, dtype=torch.float64)
         for owner in present:
             if owner >= 0:
                 mine = owners == owner
@@ -324,7 +329,7 @@ class Assignment:
         found: list[tuple[Trace, Trace | None]] = []
         for target in targets:
             alike = [s for s in free if _plain(s.path) == _plain(target.path)]
-            same = max(alike, key=lambda s: self._kinship(target, s), default=None)
+            same = max(alike, key=lambda s: self._kinship(target, s)) if len(alike) > 1 else next(iter(alike), None)
             free = [s for s in free if s is not same]
             found.append((target, same))
         for position, (target, source) in enumerate(found):

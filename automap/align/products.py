@@ -19,7 +19,7 @@ from automap.align.candidates import Candidate, Piece, certain
 from automap.align.effective import folded, scales_behind, scales_to
 from automap.align.forms import LinearForm, is_near, unfolded
 from automap.align.labels import similarity
-from automap.align.moments import CLOSE, EXACT, bijection, clean, distance, row_order
+from automap.align.moments import CLOSE, EXACT, ROUNDED, bijection, clean, distance, row_order
 from automap.align.table import Side, Source
 from automap.canonical.flow import Flow
 from automap.canonical.rules.layout import MOVES
@@ -37,8 +37,8 @@ class _Unit:
 
 def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
     """Return the pieces of a dest use with their candidates; empty where nothing in src meets the same columns."""
-    for tolerance in (EXACT, CLOSE):
-        for mine, theirs in _readings(dest, src, form):
+    for tolerance in (EXACT, ROUNDED, CLOSE):
+        for mine, theirs in _readings(dest, src, form, tolerance):
             if mine.groups > 1:
                 found = _stacked(dest, src, mine, [*_folded_stacks(dest, src, mine, theirs), *theirs], tolerance)
                 if found:
@@ -67,17 +67,22 @@ def _rows(side: Side, form: LinearForm) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _readings(dest: Side, src: Source, form: LinearForm) -> list[tuple[LinearForm, list[LinearForm]]]:
+def _readings(dest: Side, src: Source, form: LinearForm, tolerance: float) -> list[tuple[LinearForm, list[LinearForm]]]:
     """Ways to read both sides' uses: as they are, then convolutions as products over patches."""
-    found = [(form, src.alike(form, form.kind))]
+    found = [(form, src.alike(form, form.kind, _between(tolerance)))]
     patches = unfolded(form, dest.flow[form.node], dest.run.value)
     if form.kind == "matmul":
         found.append((form, src.patches))
     if patches is not None:
-        found.append((patches, src.alike(patches, "matmul") + src.patches))
+        found.append((patches, src.alike(patches, "matmul", _between(tolerance)) + src.patches))
     if form.kind == "matmul" and form.groups == 1:
         found.append((form, src.absorbed))
     return found
+
+
+def _between(tolerance: float) -> float:
+    """How far apart the means over all columns may be where these agree to a tolerance."""
+    return max(tolerance * 100, 1e-6)
 
 
 def _units(form: LinearForm, group: int, forms: list[LinearForm], tolerance: float) -> list[_Unit]:
@@ -87,7 +92,7 @@ def _units(form: LinearForm, group: int, forms: list[LinearForm], tolerance: flo
     for other in forms:
         if other.columns.shape[1:] != columns.shape or other.sizes[3] != taps:
             continue
-        if form.groups == other.groups == 1 and not is_near(form.center, other.center, max(tolerance * 100, 1e-6)):
+        if form.groups == other.groups == 1 and not is_near(form.center, other.center, _between(tolerance)):
             continue
         candidates = range(other.groups) if other.groups <= 8 else _near(columns, other, tolerance)
         found.extend(_unit(columns, other, candidates, tolerance))
@@ -104,7 +109,7 @@ def _stacked(
     piece = Piece(torch.arange(form.width), dest.labels[form.node])
     options = []
     for other in forms:
-        if other.sizes != form.sizes or not is_near(form.center, other.center, max(tolerance * 100, 1e-6)):
+        if other.sizes != form.sizes or not is_near(form.center, other.center, _between(tolerance)):
             continue
         order = _group_order(form.columns, other.columns, tolerance)
         if order is not None:
@@ -173,7 +178,7 @@ def _unit(columns: Tensor, other: LinearForm, groups: Iterable[int], tolerance: 
     found = []
     for group in groups:
         theirs = other.columns[group]
-        if distance(columns.mean(0, keepdim=True), theirs.mean(0, keepdim=True)) > max(tolerance * 100, 1e-6):
+        if distance(columns.mean(0, keepdim=True), theirs.mean(0, keepdim=True)) > _between(tolerance):
             continue
         matched = bijection(columns, theirs, tolerance)
         if matched is not None:

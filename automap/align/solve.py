@@ -1,6 +1,7 @@
 """One match from beginning to end: both captures, both flow graphs, src computed, dest walked.
 
-Where dest's control flow depends on its weights, dest is captured again with what is known, until nothing is new.
+Large models are aligned on narrow twins of both flow graphs. Where dest's control flow depends on its weights, dest is
+captured again with what is known, until nothing is new.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +25,22 @@ from automap.canonical.flow import Flow
 from automap.canonical.lower import lower
 from automap.capture import Capture, record
 from automap.capture.preserve import with_weights
+from automap.capture.refill import is_valueless, stand_in
 from automap.inputs import Inputs
+from automap.twin import Twins, narrow_twins
 
+_Key = TypeVar("_Key", int, str)
 _ROUNDS = 12
+#: multiplications with weights, on both sides, that are done sooner than twins are found; what twins have to save
+_SMALL, _GAIN = 1_000_000_000, 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Both sides and what the walk found; `is_drawn` tells that src was computed on drawn weights, not its own."""
+    """Both sides and what the walk found; `is_drawn` tells that src was computed on drawn weights, not its own.
+
+    With `twins`, both sides are these; `flows` are the graphs of the models themselves, src's and dest's.
+    """
 
     src: Source
     dest: Side
@@ -39,6 +49,8 @@ class Solution:
     dest_capture: Capture
     is_drawn: bool
     timings_s: Mapping[str, float]
+    flows: tuple[Flow, Flow]
+    twins: Twins | None = None
 
 
 def solve(
@@ -53,26 +65,56 @@ def solve(
 ) -> Solution:
     """Return what a walk over dest finds, on weights drawn from seed where src's control flow allows it."""
     started = time.perf_counter()
-    src_flow = lower(src, fixed_buffers(src, dest))
+    src_flow, dest_flow, dest = _lowered(src, dest)
     lowered = time.perf_counter()
     is_drawn = not src.is_data_dependent
-    if is_drawn and not dest.is_data_dependent:
-        src_flow, dest = _without_constant_inputs(src_flow, dest)
     with torch.no_grad():
         source = _computed(src_flow, draw_weights(src_flow, seed) if is_drawn else own_weights(src_flow))
         computed = time.perf_counter()
-        side, outcome = _walk(source, dest, src, pins, is_algebraic)
+        side, outcome = _walk(source, dest_flow, pins, is_algebraic)
         for _ in range(_ROUNDS if dest.is_data_dependent and dest_model is not None else 0):
             if not outcome.stops:
                 break
             assert dest_model is not None
             again = _captured_again(dest_model, dest_inputs, side, outcome)
-            following, found = _walk(source, again, src, pins, is_algebraic)
+            following, found = _walk(source, lower(again, fixed_buffers(again, src)), pins, is_algebraic)
             if _known(found) <= _known(outcome):
                 break
             side, outcome, dest = following, found, again
-    timings = {"canonical": lowered - started, "compute": computed - lowered, "align": time.perf_counter() - computed}
-    return Solution(source, side, outcome, src, dest, is_drawn, timings)
+    timings = _timings(started, lowered, computed)
+    return Solution(source, side, outcome, src, dest, is_drawn, timings, (src_flow, side.flow))
+
+
+def solve_on_twins(src: Capture, dest: Capture, *, seed: int, is_algebraic: bool = True) -> Solution | None:
+    """Return what a walk over narrow twins finds, or None where there are none or the models are small themselves."""
+    if src.is_data_dependent or dest.is_data_dependent:
+        return None
+    started = time.perf_counter()
+    *flows, dest = _lowered(src, dest)
+    is_valueless = "fake" in (src.mode, dest.mode)
+    twins = narrow_twins(*flows, least_work=0 if is_valueless else _SMALL, least_gain=0 if is_valueless else _GAIN)
+    if twins is None:
+        return None
+    lowered = time.perf_counter()
+    with torch.no_grad():
+        source = _computed(twins.src, draw_weights(twins.src, seed))
+        computed = time.perf_counter()
+        side, outcome = _walk(source, twins.dest, (), is_algebraic)
+    timings = _timings(started, lowered, computed)
+    return Solution(source, side, outcome, src, dest, True, timings, (flows[0], flows[1]), twins)
+
+
+def _timings(started: float, lowered: float, computed: float) -> dict[str, float]:
+    return {"canonical": lowered - started, "compute": computed - lowered, "align": time.perf_counter() - computed}
+
+
+def _lowered(src: Capture, dest: Capture) -> tuple[Flow, Flow, Capture]:
+    """Both flow graphs, and dest's capture with the inputs that both are given."""
+    src_flow, dest = lower(src, fixed_buffers(src, dest)), replace(dest, inputs=_valued(dest.inputs))
+    src_flow = replace(src_flow, inputs=_valued(src_flow.inputs))
+    if not src.is_data_dependent and not dest.is_data_dependent:
+        src_flow, dest = _without_constant_inputs(src_flow, dest)
+    return src_flow, lower(dest, fixed_buffers(dest, src)), dest
 
 
 def _computed(flow: Flow, weights: Mapping[int, Tensor]) -> Source:
@@ -98,8 +140,11 @@ def _without_constant_inputs(src: Flow, dest: Capture) -> tuple[Flow, Capture]:
     return replace(src, inputs=inputs), replace(dest, inputs=others)
 
 
-def _walk(source: Source, dest: Capture, src: Capture, pins: Sequence[str], is_algebraic: bool) -> tuple[Side, Outcome]:
-    flow = lower(dest, fixed_buffers(dest, src))
+def _valued(inputs: Mapping[_Key, Tensor]) -> dict[_Key, Tensor]:
+    return {key: stand_in(value) if is_valueless(value) else value for key, value in inputs.items()}
+
+
+def _walk(source: Source, flow: Flow, pins: Sequence[str], is_algebraic: bool) -> tuple[Side, Outcome]:
     blank = {i: torch.tensor(torch.nan, dtype=torch.float64).expand(w.tensor.shape) for i, w in flow.weights.items()}
     with torch._C.DisableTorchFunction():
         side = Side(flow, blank)

@@ -21,8 +21,6 @@ from automap.canonical.provenance import Numbering, Part, Trace, parts, traces
 
 #: traces of so many elements are kept, larger ones made anew
 _KEPT = 65_536
-#: products whose mean squares differ by more than this share meet other things
-_NEAR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,13 +278,13 @@ class Source(Side):
             self._indexes[kind] = (found[order].contiguous(), owners[order])
         return self._indexes[kind]
 
-    def alike(self, form: LinearForm, kind: str) -> list[LinearForm]:
+    def alike(self, form: LinearForm, kind: str, tolerance: float) -> list[LinearForm]:
         """The src products of a kind that may meet what a form meets: told by their mean square, stacks always."""
         sizes, forms = self._by_size.get(kind, ([], []))
         size = form.center[1] if form.groups == 1 else -1.0
         if size < 0:
             return [f for _, f in sorted(forms, key=lambda pair: pair[0])]
-        low, high = bisect_left(sizes, size * (1 - _NEAR) - 1e-12), bisect_right(sizes, size * (1 + _NEAR) + 1e-12)
+        low, high = bisect_left(sizes, size * (1 - 2 * tolerance)), bisect_right(sizes, size * (1 + 2 * tolerance))
         stacks = [pair for pair in forms[bisect_left(sizes, float("inf")) :] if pair[1].groups > 1]
         return [f for _, f in sorted([*forms[low:high], *stacks], key=lambda pair: pair[0])]
 

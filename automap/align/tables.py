@@ -178,9 +178,7 @@ def lookup_candidates(dest: Side, src: Source, form: Lookup) -> list[Candidate]:
         shift = _row_shift(form.rows, other.rows)
         if shift is None or _row_size(table) != _row_size(theirs):
             continue
-        low, high = max(0, -shift), min(table[0], theirs[0] - shift)
-        rows = torch.arange(low, high).unsqueeze(1) * _row_size(table) + torch.arange(_row_size(table))
-        claim = Claim(form.weight, rows.reshape(-1), other.weight, (rows + shift * _row_size(table)).reshape(-1))
+        claim = _rows_claim(form.weight, other.weight, table, theirs, shift)
         likeness = (
             similarity(dest.labels[form.node], src.labels[other.node])
             + (10 if shift == 0 else 0)
@@ -194,6 +192,15 @@ def lookup_candidates(dest: Side, src: Source, form: Lookup) -> list[Candidate]:
             )
         )  # fmt: skip
     return found
+
+
+def _rows_claim(mine: int, other: int, table: tuple[int, ...], theirs: tuple[int, ...], shift: int) -> Claim:
+    """The claim that a table's rows are src's, shift rows further on."""
+    if shift == 0 and table == theirs:
+        return Claim(mine, None, other, None)
+    low, high, size = max(0, -shift), min(table[0], theirs[0] - shift), _row_size(table)
+    rows = torch.arange(low, high).unsqueeze(1) * size + torch.arange(size)
+    return Claim(mine, rows.reshape(-1), other, (rows + shift * size).reshape(-1))
 
 
 def _lookups(dest: Side, src: Source, form: Lookup) -> list[Lookup]:

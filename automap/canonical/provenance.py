@@ -74,8 +74,14 @@ class Numbering:
 
     def owners(self, numbers: Tensor) -> tuple[Tensor, list[int]]:
         """Return for each number the place in `leaves` of what it belongs to (-1 for constants), and all that occur."""
+        if not numbers.numel():
+            return numbers, []
+        first, last = (torch.bucketize(torch.stack(torch.aminmax(numbers)), self.starts, right=True) - 1).tolist()
+        if first == last:
+            return torch.tensor(first).expand(numbers.shape), [first]
         found = torch.bucketize(numbers.contiguous(), self.starts, right=True) - 1
-        return found, torch.unique(found).tolist()
+        present = torch.bincount(found.reshape(-1) - first).nonzero().squeeze(1) + first
+        return found, present.tolist()
 
     def ids(self, flow: Flow, index: int) -> Tensor:
         """Return the numbers of one weight's elements, in its shape."""

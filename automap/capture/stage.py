@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from automap.capture.caches import without_new_results
 from automap.capture.functional import written_by
+from automap.capture.refill import refilled_buffers
 from automap.capture.result import Weight, storage_key
 from automap.capture.structure import map_tensors
 from automap.capture.tape import hold
@@ -71,9 +72,10 @@ def fake_stage(model: nn.Module, inputs: Inputs, weights: Iterable[tuple[Weight,
         stack.callback(setattr, mode, "allow_non_fake_inputs", allowed)
         learned = {tensor._cdata for _, tensor in weights}
         fakes = {t._cdata: _faked(t, mode) for t in named if t.layout == torch.strided}
+        filled = refilled_buffers(model)
         for tensor in named:
             if tensor._cdata not in learned and tensor._cdata in fakes:
-                shadows.cast(fakes[tensor._cdata], tensor)
+                shadows.cast(fakes[tensor._cdata], filled.get(tensor._cdata, tensor))
         stack.callback(exchange, model, {fakes[t._cdata]._cdata: t for t in named if t._cdata in fakes})
         exchange(model, fakes)
         tensors = [(weight, fakes.get(tensor._cdata, tensor)) for weight, tensor in weights]

@@ -43,8 +43,8 @@ def prove(
     own = own_check(models, case.pairs, tolerance)
     if is_complete and is_whole:
         for number in range(_DRAWS[verify]):
-            tests.append(run_test(case, seed=seed + 101 + 7 * number, swaps=_swaps(verify, number)))
-    elif is_complete and verify != "quick":
+            tests.append(run_test(case.narrow or case, seed=seed + 101 + 7 * number, swaps=_swaps(verify, number)))
+    if is_complete and verify != "quick" and (case.narrow is not None or not is_whole):
         extra.append(drawn_check(case, models, seed=seed + 101))
     notes = (_QUICK,) if verify == "quick" else () if is_complete else (_INCOMPLETE,)
     return _summed_up(tests, (*extra, own), notes)

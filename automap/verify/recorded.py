@@ -36,7 +36,8 @@ Swaps = Literal["none", "few", "all"]
 class Case:
     """Both recorded computations, a plan, and the paths of the outputs that it should make equal.
 
-    `only` are the src weights that the recordings hold for, where control flow depends on values.
+    `only` are the src weights that the recordings hold for, where control flow depends on values; `narrow` is the same
+    case on narrow twins, where it was found on these.
     """
 
     src: Flow
@@ -44,6 +45,7 @@ class Case:
     plan: Plan
     pairs: Pairs
     only: Mapping[int, Tensor] | None = None
+    narrow: Case | None = None
 
     @classmethod
     def of(cls, solution: Solution, plan: Plan, pairs: Pairs) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -85,9 +86,23 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             base = below
         else:
             break
+    if _is_whole(builder.shape(base), size, stride, offset):
+        return builder.add("reshape", torch.reshape, base, size, shape=size)
     return builder.add(
         "as_strided", aten.as_strided.default, base, list(size), list(stride), offset, shape=_out(builder)
     )
+
+
+def _is_whole(before: tuple[int, ...], size: tuple[int, ...], stride: tuple[int, ...], offset: int) -> bool:
+    """Whether a look into a storage sees all of it in its own order."""
+    expected = math.prod(size)
+    if offset or expected != math.prod(before):
+        return False
+    for count, step in zip(size, stride, strict=True):
+        expected //= max(count, 1)
+        if count > 1 and step != expected:
+            return False
+    return True
 
 
 def _overlap(length: int, one: tuple[Any, Any, int], other: tuple[Any, Any, int]) -> bool:
