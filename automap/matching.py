@@ -46,7 +46,7 @@ def matched(
             raise _without_values(name, capture)
     given = None
     if mine.mode == "real":
-        given = verification.refuse_nan(src, src_inputs, [path for path, _ in mine.outputs])
+        given = verification.refuse_nan(src, src_inputs, mine)
     captured = time.perf_counter()
     theirs = _same_numbers(mine, theirs)
     solution = solve(mine, theirs, dest, dest_inputs, seed=seed, pins=pins, is_algebraic=is_algebraic)

@@ -32,13 +32,16 @@ def run_model(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     return {path: tensor.detach() for path, tensor in tensors_in(output)}
 
 
-def refuse_nan(src: nn.Module, inputs: Inputs, paths: Sequence[str]) -> dict[str, Tensor]:
+def refuse_nan(src: nn.Module, inputs: Inputs, recorded: Capture) -> Outputs:
     """Return what src gives, unless there is NaN in it: NaN is equal to nothing, so nothing could be proven.
 
+    What its recording gave is taken, where that was its own forward, rather than running it again.
+
     Raises:
-        NanError: one of the outputs at paths has NaN.
+        NanError: one of the recorded outputs has NaN.
     """
-    given = run_model(src, inputs)
+    given = recorded.results or run_model(src, inputs)
+    paths = [path for path, _ in recorded.outputs]
     bad = [path for path in paths if path in given and given[path].is_floating_point() and _has_nan(given[path])]
     if not bad:
         return given

@@ -43,7 +43,8 @@ def prove(
     own = own_check(models, case.pairs, tolerance)
     if is_complete and is_whole:
         for number in range(_DRAWS[verify]):
-            tests.append(run_test(case, seed=seed + 101 + 7 * number, swaps=_swaps(verify, number)))
+            swaps = _swaps(verify, number)
+            tests.append(run_test(case, seed=seed + 101 + 7 * number, swaps=swaps, is_brief=verify == "default"))
     elif is_complete and verify != "quick":
         extra.append(drawn_check(case, models, seed=seed + 101))
     notes = (_QUICK,) if verify == "quick" else () if is_complete else (_INCOMPLETE,)
