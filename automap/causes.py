@@ -255,8 +255,15 @@ def _foreign(solution: Solution, node: Node, found: Divergence) -> _Cause:
     )
     mine = _named(dest, node) + (f" ({_scalar_word(dest, node)}{numbers})" if numbers else "")
     theirs = ", ".join(dict.fromkeys(_named(src, src[r]) for r in found.readers)) or "nothing"
-    text = f"dest applies {mine} to a value to which src applies {theirs}"
+    text = f"dest applies {mine} to a value to which src applies {theirs}{_alone(node)}"
     return _Cause(5, _finding(solution, "op-extra", text, found.readers[0] if found.readers else None, node.index))
+
+
+def _alone(node: Node) -> str:
+    """What is to be said of a softmax that has one element to choose from."""
+    if node.op != "softmax" or node.shape[node.args[1]] != 1:
+        return ""
+    return f"; over a dimension of one element ({node.args[1]}) it is always 1"
 
 
 def _scalar_word(flow: Flow, node: Node) -> str:

@@ -64,7 +64,7 @@ def matched(
     valueless = [name for capture, name in ((mine, "src"), (theirs, "dest")) if capture.mode == "fake"]
     given = None
     if mine.mode == "real":
-        given = verification.refuse_nan(src, src_inputs, [path for path, _ in mine.outputs])
+        given = verification.refuse_nan(src, src_inputs, mine)
     captured = time.perf_counter()
     theirs = _same_numbers(mine, theirs)
     ends = (src, dest), started, captured - started

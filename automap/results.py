@@ -12,7 +12,7 @@ from automap.findings import Finding, Site
 from automap.plan import Plan
 
 #: outputs that change relatively less than this under another input do not depend on it
-_NO_POWER = 1e-13
+NO_POWER = 1e-13
 #: findings that stand whatever the outputs say: some numbers are not the same
 _NUMBERS = {"weight-differs", "attribute-differs", "constant-differs"}
 Verdict = Literal["complete", "differs", "ambiguous", "impossible"]
@@ -126,7 +126,7 @@ class Parity:
     @property
     def is_powerless(self) -> bool:
         """Whether the outputs do not depend on the input, so that comparing them proves nothing."""
-        return self.input_sensitivity is not None and self.input_sensitivity < _NO_POWER
+        return self.input_sensitivity is not None and self.input_sensitivity < NO_POWER
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -139,7 +139,7 @@ def test_parity_tells_how_far_off_and_against_what() -> None:
     (own,) = found.parity.checks[-1].outputs
     with torch.no_grad():
         gap = float((src(SEQUENCE()).double() - dest(SEQUENCE()).double()).abs().max())
-    assert own.max_abs == gap
+    assert own.max_abs == pytest.approx(gap, abs=1e-6)  # src's output is the recorded one, whose attention is unfused
     assert (own.shape, own.dtype, own.src_path, own.dest_path) == ((2, 5, 4), "float32", "", "")
     assert 0 <= own.max_rel <= own.tolerance == found.tolerance <= 5e-2
     assert found.parity.input_sensitivity is not None

@@ -94,11 +94,25 @@ def _cone(solution: Solution, values: Values, stop: Stop) -> set[int]:
     stack = list(start)
     while stack:
         index = stack.pop()
-        if index in found or flow[index].role is not Role.ACTIVATION or _is_had(flow, values, index):
+        if index in found or flow[index].role is not Role.ACTIVATION:
+            continue
+        if _is_had(flow, values, index):
+            stack.extend(i for i in flow[index].operands if _is_flat(solution.dest, values, i))
             continue
         found.add(index)
         stack.extend(flow[index].operands)
     return found
+
+
+def _is_flat(side: Side, values: Values, index: int) -> bool:
+    """Whether an op makes one number of values that vary, and src has no such thing: a product with it is no proof."""
+    node = side.flow[index]
+    if node.role is not Role.ACTIVATION or node.op == "input" or not side.run.knows(index):
+        return False
+    value = side.run.value(index)
+    if not isinstance(value, Tensor) or value.numel() < 2 or values.partner(index) is not None:
+        return False
+    return bool((value == value.reshape(-1)[0]).all())
 
 
 def _is_had(flow: Flow, values: Values, index: int) -> bool:

@@ -219,8 +219,11 @@ def record_call(
         tape = Tape(stage.tensors, stage.value_of)
         tape.take(inputs, stage.inputs)
         output = _run(model, inputs, call, tape, stage)
-        outputs = tuple((path, tape.node(tensor)) for path, tensor in tensors_in(output))
-        del output
+        given = tensors_in(output)
+        outputs = tuple((path, tape.node(tensor)) for path, tensor in given)
+        is_own = method == "dispatch" and mode == "real" and not is_training
+        results = {path: tensor.detach().clone() for path, tensor in given if is_own}
+        del output, given
     tape.graph.output(tuple(node for _, node in outputs))
     return Capture(
         graph=tape.graph,
@@ -235,6 +238,7 @@ def record_call(
         is_data_dependent=tape.is_data_dependent,
         elapsed_s=time.perf_counter() - started,
         notes=mutation_notes(originals, prefix),
+        results=results,
     )
 
 

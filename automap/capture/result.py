@@ -37,8 +37,9 @@ class Capture:
 
     `graph` holds placeholders (inputs), get_attr nodes (weights and constants) and ATen calls. `weights` and
     `constants` are keyed by the get_attr node's name; `inputs` by the placeholder's name, with the value given.
-    `outputs` pairs each path in the returned value with its node. `is_data_dependent` tells that Python control flow
-    read a value computed from the inputs, so that another run may take another path.
+    `outputs` pairs each path in the returned value with its node, and `results` has the values that came out there
+    where the model's own forward was recorded over real ones. `is_data_dependent` tells that Python control flow read a
+    value computed from the inputs, so that another run may take another path.
     """
 
     graph: fx.Graph
@@ -53,6 +54,7 @@ class Capture:
     is_data_dependent: bool = False
     elapsed_s: float = 0.0
     notes: tuple[str, ...] = field(default=())
+    results: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def op_count(self) -> int:

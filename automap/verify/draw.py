@@ -6,6 +6,7 @@ signs that they must have are kept, and part of their pattern.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -25,19 +26,29 @@ def conditioned_weights(flow: Flow, seed: int) -> Mapping[int, Tensor]:
 
 
 def _drawn(flow: Flow, index: int, value: Tensor, generator: torch.Generator) -> Tensor:
-    wide = torch.nan_to_num(value.double(), posinf=0.0, neginf=0.0)
-    noise = torch.randn(value.shape, generator=generator, dtype=torch.float32).double()
+    """Values for one weight; drawn in float32, which is as good as any, and widened at the end."""
     if not value.numel():
-        return wide
-    low, high = torch.aminmax(wide)
-    sign = 1.0 if float(low) >= 0 else -1.0 if float(high) <= 0 else 0.0
-    size = float(wide.square().mean().sqrt())
+        return value.double()
+    given, low, high = _finite(value)
+    noise = torch.randn(value.shape, generator=generator, dtype=torch.float32)
+    sign = 1.0 if low >= 0 else -1.0 if high <= 0 else 0.0
+    size = float(torch.linalg.vector_norm(given)) * given.numel() ** -0.5
     target = _size(flow, index, size, is_signed=sign == 0 or size == 0)
-    given = wide * (target / size) if size else torch.zeros_like(wide)
+    pattern = _PATTERN * target / size if size else 0.0
     if not (sign and size):
-        return given * _PATTERN + noise * (target * _NOISE)
+        return noise.mul_(target * _NOISE).add_(given, alpha=pattern).double()
     spread = noise.clamp_(-2, 2).mul_(0.2).add_(1)
-    return spread * (given * _PATTERN + sign * target * (1 - _PATTERN))
+    return spread.mul_(given * pattern + sign * target * (1 - _PATTERN)).double()
+
+
+def _finite(value: Tensor) -> tuple[Tensor, float, float]:
+    """A weight as float32, without NaN and infinities, and its smallest and largest element."""
+    given = value.float()
+    low, high = (float(x) for x in torch.aminmax(given))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        given = torch.nan_to_num(given, posinf=0.0, neginf=0.0)
+        low, high = (float(x) for x in torch.aminmax(given))
+    return given, low, high
 
 
 def _size(flow: Flow, index: int, size: float, *, is_signed: bool) -> float:

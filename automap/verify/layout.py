@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import permutations
 
@@ -24,17 +25,44 @@ def gap(src: Tensor, dest: Tensor, order: Tensor | None = None) -> Gap | None:
     """
     if not dest.numel() or src.is_complex() or dest.is_complex():
         return None
-    order = laid_out(src, dest) if order is None else order
-    if order is None or len(order) != dest.numel():
-        return None
-    mine, theirs = dest.double(), src.double().reshape(-1)[order].view(dest.shape)
-    off = torch.where(mine == theirs, 0.0, (mine - theirs).abs())
-    off = torch.where(torch.isnan(off), torch.inf, off)
+    if order is None and _is_natural(src, dest):
+        theirs = src.double().reshape(dest.shape)
+    else:
+        order = laid_out(src, dest) if order is None else order
+        if order is None or len(order) != dest.numel():
+            return None
+        theirs = src.double().reshape(-1)[order].view(dest.shape)
+    mine = dest.double()
+    off = (mine - theirs).abs_()
+    scale = float(theirs.abs().max())
+    if not math.isfinite(float(off.sum())):  # infinities that are equal are no difference, NaN is one from everything
+        off = torch.where(mine == theirs, 0.0, (mine - theirs).abs())
+        off = torch.where(torch.isnan(off), torch.inf, off)
+        scale = float(torch.where(torch.isfinite(theirs), theirs.abs(), 0.0).max())
+    scale = scale or 1.0
     place = int(off.argmax())
-    scale = float(torch.where(torch.isfinite(theirs), theirs.abs(), 0.0).max()) or 1.0
     largest = float(off.reshape(-1)[place])
     where = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), dest.shape))
     return Gap(largest, largest / scale, where, float(theirs.reshape(-1)[place]), float(mine.reshape(-1)[place]))
+
+
+def _is_natural(src: Tensor, dest: Tensor) -> bool:
+    """Whether elements stay in their order: as many of them, and those looked at are equal."""
+    if src.numel() != dest.numel():
+        return False
+    probe = _probe(dest.numel())
+    mine, theirs = (_picked(value, probe) for value in (dest, src))
+    size = float(torch.nan_to_num(mine, posinf=0.0, neginf=0.0).abs().sum()) or 1.0
+    return float(torch.nan_to_num(theirs - mine, posinf=0.0, neginf=0.0).abs().sum()) <= _EQUAL * size
+
+
+def _probe(count: int) -> Tensor:
+    return torch.linspace(0, count - 1, min(count, _SAMPLE)).long()
+
+
+def _picked(value: Tensor, places: Tensor) -> Tensor:
+    """Elements at flat places, without a copy of all of value."""
+    return value[torch.unravel_index(places, value.shape)].double() if value.dim() else value.double().reshape(1)
 
 
 def laid_out(src: Tensor, dest: Tensor) -> Tensor | None:
@@ -46,7 +74,7 @@ def laid_out(src: Tensor, dest: Tensor) -> Tensor | None:
     if src.numel() != dest.numel() or src.is_complex() or dest.is_complex():
         return None
     flat, mine = src.double().reshape(-1), dest.double().reshape(-1)
-    probe = torch.linspace(0, len(mine) - 1, min(len(mine), _SAMPLE)).long()
+    probe = _probe(len(mine))
     size = float(torch.nan_to_num(mine[probe], posinf=0.0, neginf=0.0).abs().sum()) or 1.0
 
     def off(places: Tensor) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from automap.canonical.flow import Flow, Role
 from automap.verify.exchanges import Exchange, Strip, Wrong
+from automap.verify.gradients import felt, sketched_uses
 from automap.verify.stream import Leaves, Schedule
 
 _NO_EFFECT = 1e-12  # beside the weight that moves outputs most
@@ -98,6 +100,11 @@ class _Ledger:
             moved = float(torch.dot(gradient.reshape(-1), self.weights[other].reshape(-1)))
             self.pairs[pair] = self.pairs.get(pair, 0.0) + moved - own
 
+    def rows(self, index: int, effects: Tensor) -> None:
+        """Enter what a random direction of each row of a weight does."""
+        size = float(torch.linalg.vector_norm(self.weights[index])) * self.weights[index].numel() ** -0.5
+        self.effects[index] = float(torch.nan_to_num(effects).abs().max()) * (size + 1e-3)
+
     def input(self, value: Tensor, gradient: Tensor) -> None:
         """Enter the gradient of an input, or of the first numbers that are made of one."""
         spread = value - value.mean() if value.numel() > 1 else value
@@ -171,13 +178,19 @@ def _watched(flow: Flow, wanted: Sequence[int], leaves: Leaves, ledger: _Ledger)
 
         return told
 
-    weights = {index: value.detach().requires_grad_(True) for index, value in leaves.weights.items()}
-    for index, weight in weights.items():
-        weight.register_post_accumulate_grad_hook(tell(index))  # type: ignore[no-untyped-call]
     schedule, values = Schedule.of(flow, wanted), dict[int, Any]()
+    exact = ledger.pairs_of.keys() | ledger.strips_of.keys() | ledger.others.keys()
+    sketched = sketched_uses(flow, schedule.order, exact)
+    weights = {index: value.detach() for index, value in leaves.weights.items()}
+    for index in weights.keys() - set(sketched.values()):
+        weights[index].requires_grad_(True).register_post_accumulate_grad_hook(tell(index))  # type: ignore[no-untyped-call]
     counted: set[int] = set()  # inputs and what is made of inputs alone, as long as it is no floating-point number
     for index in schedule.order:
-        found = schedule.step(index, Leaves(weights, leaves.inputs), values)
+        result = None
+        if index in sketched:
+            data, weight = (values[i] for i in flow[index].operands[:2])
+            result = felt(flow[index], data, weight, partial(ledger.rows, sketched[index]))
+        found = schedule.step(index, Leaves(weights, leaves.inputs), values, result)
         if _is_given(flow, index, counted) and isinstance(found, Tensor):
             if not found.is_floating_point():
                 counted.add(index)

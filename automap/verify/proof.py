@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from automap.results import Parity, ParityCheck
 from automap.verify.models import Models, drawn_check, own_check
@@ -43,7 +43,8 @@ def prove(
     own = own_check(models, case.pairs, tolerance)
     if is_complete and is_whole:
         for number in range(_DRAWS[verify]):
-            tests.append(run_test(case.narrow or case, seed=seed + 101 + 7 * number, swaps=_swaps(verify, number)))
+            options: dict[str, Any] = {"swaps": _swaps(verify, number), "is_brief": verify == "default"}
+            tests.append(run_test(case.narrow or case, seed=seed + 101 + 7 * number, **options))
     if is_complete and verify != "quick" and (case.narrow is not None or not is_whole):
         extra.append(drawn_check(case, models, seed=seed + 101))
     notes = (_QUICK,) if verify == "quick" else () if is_complete else (_INCOMPLETE,)

@@ -15,17 +15,19 @@ from torch import Tensor
 from automap.align.outputs import relative_difference
 from automap.align.solve import Solution
 from automap.canonical.flow import Flow
-from automap.plan import Cast, Expr, Fill, Plan
-from automap.plan.expr import args_of, with_args
-from automap.results import OutputParity, ParityCheck
+from automap.plan import Plan
+from automap.results import NO_POWER, OutputParity, ParityCheck
+from automap.verify.compare import FLOAT64_TOLERANCE as FLOAT64_TOLERANCE
+from automap.verify.compare import output_parity as output_parity
+from automap.verify.compare import uncast
 from automap.verify.draw import conditioned_weights
 from automap.verify.exchanges import Exchange, Wrong, all_exchanges, few_exchanges
 from automap.verify.fresh import fresh_inputs
 from automap.verify.power import Power, measured_power
 from automap.verify.reruns import rerun
 from automap.verify.stream import Leaves, computed
+from automap.verify.walked import walked_outputs
 
-FLOAT64_TOLERANCE = 1e-9
 _RERUNS, _RERUN_FORWARDS = 32, 8  # wrong maps that are tried for real, and what they may cost
 
 Pairs = Sequence[tuple[str, str]]  # the paths of the outputs to compare, src's and dest's
@@ -36,8 +38,9 @@ Swaps = Literal["none", "few", "all"]
 class Case:
     """Both recorded computations, a plan, and the paths of the outputs that it should make equal.
 
-    `only` are the src weights that the recordings hold for, where control flow depends on values; `narrow` is the same
-    case on narrow twins, where it was found on these.
+    `only` are the src weights that the recordings hold for, where control flow depends on values. `walked` is how far
+    apart outputs were on the sample in the match itself, where that was on weights that the plan makes of drawn ones.
+    `narrow` is the same case on narrow twins, where the plan was found on these.
     """
 
     src: Flow
@@ -45,6 +48,7 @@ class Case:
     plan: Plan
     pairs: Pairs
     only: Mapping[int, Tensor] | None = None
+    walked: tuple[OutputParity, ...] = ()
     narrow: Case | None = None
 
     @classmethod
@@ -52,7 +56,8 @@ class Case:
         """Return what there is to test of a match; nothing that the solution has computed is kept."""
         is_data_dependent = solution.src_capture.is_data_dependent or solution.dest_capture.is_data_dependent
         only = solution.src.run.weights if is_data_dependent else None
-        return cls(solution.src.flow, solution.dest.flow, plan, tuple(pairs), only)
+        walked = walked_outputs(solution, plan, pairs) if only is None else ()
+        return cls(solution.src.flow, solution.dest.flow, plan, tuple(pairs), only, walked)
 
     @property
     def src_nodes(self) -> list[int]:
@@ -87,7 +92,7 @@ def random_test(solution: Solution, plan: Plan, pairs: Pairs, *, seed: int, swap
     return run_test(Case.of(solution, plan, pairs), seed=seed, swaps=swaps)
 
 
-def run_test(case: Case, *, seed: int, swaps: Swaps = "few") -> RandomTest:
+def run_test(case: Case, *, seed: int, swaps: Swaps = "few", is_brief: bool = False) -> RandomTest:
     """Compare both recorded computations in float64 on drawn weights: on the sample, and on fresh inputs.
 
     There are no comparisons where control flow depends on values, so that a recording holds for one set of weights
@@ -98,16 +103,22 @@ def run_test(case: Case, *, seed: int, swaps: Swaps = "few") -> RandomTest:
         seed: for weights and inputs.
         swaps: how many wrong maps are tried: none, a few by the gradients of the one backward pass, or all of them,
             those that move outputs least for real.
+        is_brief: whether what the match has shown on the sample stands, so that only fresh inputs are computed.
     """
     with torch.no_grad(), torch._C.DisableTorchFunction():
         if case.only is not None:
             return _untested(case, case.only, seed)
         drawn = conditioned_weights(case.src, seed)
         fresh = fresh_inputs(case.src, case.dest, seed + 1)
-        sides = [(case.src.inputs, case.dest.inputs), *([fresh] if fresh is not None else [])]
+        is_brief = is_brief and bool(case.walked)
+        sides = [] if is_brief and fresh is not None else [(case.src.inputs, case.dest.inputs)]
+        sides += [fresh] if fresh is not None else []
         ours = [computed(case.src, case.src_nodes, Leaves(drawn, inputs)) for inputs, _ in sides]
         weights = planned_weights(case, drawn)
         del drawn
+        if len(sides) == 1 and fresh is not None:
+            found = _fresh_only(case, Leaves(weights, fresh[1]), ours[0], seed=seed, swaps=swaps)
+            return found or run_test(case, seed=seed, swaps=swaps)
         return _compared(case, weights, [inputs for _, inputs in sides], ours, seed=seed, swaps=swaps)
 
 
@@ -117,6 +128,19 @@ def _untested(case: Case, weights: Mapping[int, Tensor], seed: int) -> RandomTes
     power = measured_power(case.dest, case.dest_nodes, leaves, seed=seed)
     note = "no weights were drawn: control flow depends on values, so that a recording holds for its own weights only"
     return RandomTest((), _names(case.dest, power.still), power.inputs, notes=(note,))
+
+
+def _fresh_only(case: Case, leaves: Leaves, ours: Sequence[Tensor], *, seed: int, swaps: Swaps) -> RandomTest | None:
+    """Compare dest on fresh inputs, beside what the match has shown on the sample; None where that says too little:
+    src gives NaN, or to first order nothing depends on the input.
+    """
+    if any(bool(torch.isnan(value).any()) for value in ours):
+        return None
+    power = measured_power(case.dest, case.dest_nodes, leaves, seed=seed, wrong=_wrong(case, swaps))
+    if power.inputs is not None and power.inputs < NO_POWER:
+        return None
+    checks = ParityCheck("random", "sample", case.walked), _check("random", case.pairs, ours, power.outputs)
+    return _result(case, leaves, power, checks, power.inputs, (), swaps=swaps)
 
 
 def _compared(
@@ -131,7 +155,6 @@ def _compared(
     """Compare dest on one set of weights with what src gives: on the sample (first), and on fresh inputs."""
     leaves = Leaves(weights, inputs[0])
     power = measured_power(case.dest, case.dest_nodes, leaves, seed=seed, wrong=_wrong(case, swaps))
-    missed = _missed(case, leaves, power, is_rerun=swaps == "all")
     checks, moved = [_check("sample", case.pairs, ours[0], power.outputs)], power.inputs
     notes: tuple[str, ...] = ()
     if len(inputs) > 1 and any(bool(torch.isnan(value).any()) for value in ours[1]):
@@ -140,8 +163,22 @@ def _compared(
         theirs = computed(case.dest, case.dest_nodes, Leaves(weights, inputs[1]))
         checks.append(_check("random", case.pairs, ours[1], theirs))
         moved = max(moved or 0.0, *(relative_difference(a, b) for a, b in zip(power.outputs, theirs, strict=True)))
+    return _result(case, leaves, power, tuple(checks), moved, notes, swaps=swaps)
+
+
+def _result(
+    case: Case,
+    leaves: Leaves,
+    power: Power,
+    checks: tuple[ParityCheck, ...],
+    moved: float | None,
+    notes: tuple[str, ...],
+    *,
+    swaps: Swaps,
+) -> RandomTest:
+    missed = _missed(case, leaves, power, is_rerun=swaps == "all")
     named = tuple(exchange.describe(case.dest) for exchange in missed)
-    return RandomTest(tuple(checks), _names(case.dest, power.still), moved, len(power.tried), named, notes)
+    return RandomTest(checks, _names(case.dest, power.still), moved, len(power.tried), named, notes)
 
 
 def _wrong(case: Case, swaps: Swaps) -> Wrong:
@@ -176,28 +213,11 @@ def _check(
     return ParityCheck("random", inputs, tuple(output_parity(*p, x, y, FLOAT64_TOLERANCE) for p, x, y in rows))
 
 
-def output_parity(src_path: str, dest_path: str, a: Tensor, b: Tensor, limit: float) -> OutputParity:
-    """Return how far dest's output b is from src's output a, beside a (relative) limit."""
-    rel = relative_difference(a, b)
-    same = a.shape == b.shape
-    gap = float((a.double() - b.double()).abs().max()) if same and a.numel() and not a.is_complex() else rel
-    dtype = str(b.dtype).removeprefix("torch.")
-    return OutputParity(src_path, dest_path, tuple(b.shape), dtype, gap, rel, limit)
-
-
-def _uncast(expr: Expr) -> Expr:
-    """An expression without changes of precision: numbers are float64 throughout."""
-    expr = with_args(expr, tuple(_uncast(arg) for arg in args_of(expr)))
-    if isinstance(expr, Fill) and expr.dtype.startswith(("float", "bfloat")):
-        return replace(expr, dtype="float64")
-    return expr.arg if isinstance(expr, Cast) else expr
-
-
 def planned_weights(case: Case, drawn: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Return dest's weights made of drawn src weights by the plan, unrounded; what it leaves alone keeps its own."""
     state = {name: drawn[i] for i, w in case.src.weights.items() for name in w.in_state}
     state |= {w.name: w.tensor.detach().double() for w in case.src.capture.all_weights if w.name not in state}
-    made = replace(case.plan, entries={name: _uncast(expr) for name, expr in case.plan.entries.items()}).apply(state)
+    made = replace(case.plan, entries={name: uncast(expr) for name, expr in case.plan.entries.items()}).apply(state)
     return {
         i: made[w.name].double().view(w.tensor.shape) if w.name in made else w.tensor.detach().double()
         for i, w in case.dest.weights.items()

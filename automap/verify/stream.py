@@ -51,11 +51,14 @@ class Schedule:
             self.step(index, leaves, values)
         return [values[index] for index in self.wanted]
 
-    def step(self, index: int, leaves: Leaves, values: dict[int, Any]) -> Any:
-        """Compute one node from values, put it there, take out what nothing reads any more, and return it."""
+    def step(self, index: int, leaves: Leaves, values: dict[int, Any], result: Any = None) -> Any:
+        """Compute one node from values (unless the result is given), put it there, take out what nothing reads any
+        more, and return it.
+        """
         node = self.flow[index]
-        values[index] = leaf(self.flow, index, leaves) if node.function is None else compute(node, values.__getitem__)
-        result = values[index]
+        if result is None:
+            result = leaf(self.flow, index, leaves) if node.function is None else compute(node, values.__getitem__)
+        values[index] = result
         for operand in self.dying.get(index, ()):
             values.pop(operand, None)
         return result

@@ -132,8 +132,9 @@ def counted(*models: nn.Module) -> Iterator[list[int]]:
         handle.remove()
 
 
-def test_a_default_verification_computes_each_side_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    src, dest = FUSED.src(), FUSED.dest()
+@contextmanager
+def computed_flows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The recorded computations that are run again, by identity, one entry for each run."""
     runs: list[int] = []
     run = streams.Schedule.of
 
@@ -141,12 +142,47 @@ def test_a_default_verification_computes_each_side_three_times(monkeypatch: pyte
         runs.append(id(flow))
         return run(flow, wanted)
 
-    monkeypatch.setattr(streams.Schedule, "of", noted)
-    with counted(src, dest) as models:
-        automap.transfer(src, dest, SEQUENCE())
-    assert models == [2, 2]  # once each for the capture, once each with their own weights
-    assert len(runs) == 4  # and each recording on the sample and on fresh inputs
-    assert len(set(runs)) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(streams.Schedule, "of", noted)
+        yield runs
+
+
+COSTS = [
+    # verify, calls of src and dest (one of each is the capture), recordings computed again, on how many sides
+    pytest.param("quick", [1, 2], 0, id="quick"),
+    pytest.param("default", [1, 2], 2, id="default"),
+    pytest.param("thorough", [1, 2], 3 * 4 + 1, id="thorough"),  # and one pass for all wrong maps that are tried again
+]
+
+
+@pytest.mark.parametrize(("verify", "calls", "flows"), COSTS)
+def test_a_verification_computes_each_side_this_often(
+    verify: Any, calls: list[int], flows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Src's own output is the one that was recorded; on the sample, both recordings were computed by the match."""
+    src, dest = FUSED.src(), FUSED.dest()
+    with computed_flows(monkeypatch) as runs, counted(src, dest) as models:
+        assert automap.transfer(src, dest, SEQUENCE(), verify=verify).is_equal
+    assert models == calls
+    assert len(runs) == flows
+    assert len(set(runs)) == (2 if flows else 0)
+
+
+def test_a_plan_that_makes_other_weights_than_the_match_used_is_compared_on_the_sample_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    src, dest, inputs = FUSED.src(), FUSED.dest(), Inputs.of(SEQUENCE())
+    plan = automap.match(src, dest, inputs).plan
+    wrong = exchanged(plan, "blocks.0.norm1.weight", "blocks.0.norm2.weight")
+    solution = solve(record(src, inputs), record(dest, inputs), dest, inputs, seed=0)
+    for tried, is_walked in ((plan, True), (wrong, False)):
+        case = Case.of(solution, tried, compared_outputs(solution))
+        assert bool(case.walked) == is_walked
+        with computed_flows(monkeypatch) as runs:
+            checks = run_test(case, seed=3, is_brief=True).checks
+        assert len(runs) == (2 if is_walked else 4)
+        assert [check.inputs for check in checks] == ["sample", "random"]
+        assert all(check.is_equal == is_walked for check in checks)
 
 
 def test_no_more_values_are_held_than_are_still_to_be_read() -> None:

@@ -23,6 +23,7 @@ from automap.results import Parity
 from automap.verify import Case, planned_weights
 from automap.verify.draw import conditioned_weights
 from automap.verify.exchanges import all_exchanges, few_exchanges
+from automap.verify.gradients import sketched_uses
 from automap.verify.power import Power, Tried, measured_power
 from automap.verify.reruns import rerun
 from automap.verify.stream import Leaves
@@ -142,6 +143,24 @@ def test_quick_tries_none_and_says_that_it_compared_once() -> None:
 
 
 # ---------------------------------------------------------------- weights
+@pytest.mark.parametrize("name", [*NETS, pytest.param("fused-to-split", id="key-biases")])
+def test_a_random_direction_tells_of_the_same_weights_as_the_whole_gradient(name: str) -> None:
+    """Weights that no wrong map is tried of are only asked whether they move anything."""
+    pair = PAIRS[name]
+    case = case_of(pair.src(), pair.dest(), pair.sample())
+    with torch.no_grad():
+        weights = planned_weights(case, conditioned_weights(case.src, 5))
+        leaves = Leaves(weights, case.dest.inputs)
+        whole = measured_power(case.dest, case.dest_nodes, leaves, seed=1, others=weights)  # asks for every gradient
+        sketch = measured_power(case.dest, case.dest_nodes, leaves, seed=1)
+    assert sketched_uses(case.dest, tuple(range(len(case.dest))), set())
+    assert sketch.effects.keys() == whole.effects.keys()
+    assert sketch.still == whole.still
+    assert sketch.inputs == pytest.approx(whole.inputs)
+    moving = [index for index in whole.effects if index not in whole.still]
+    assert all(1e-2 < sketch.effects[index] / whole.effects[index] < 1e2 for index in moving)
+
+
 def test_rows_that_the_sample_does_not_read_are_not_tried() -> None:
     src, dest = randomized(lm.Tokens(is_tied=False), 1), randomized(lm.Tokens(is_tied=False), 2)
     sample = torch.tensor([[3, 4, 7, 11]])
