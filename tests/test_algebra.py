@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from models import noise, randomized
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 import automap
 from automap.errors import InputError
@@ -163,6 +164,74 @@ CASES = [
     pytest.param(lambda: plain_linear(True), lambda: plain_linear(False), ROWS, id="weight-norm-to-plain"),
     pytest.param(lambda: plain_linear(False), lambda: plain_linear(True), ROWS, id="plain-to-weight-norm"),
 ]
+
+
+def parametrised(parametrise: Callable[[nn.Module], nn.Module], width: int = WIDTH) -> nn.Module:
+    """A layer that computes its weight, between two that store theirs."""
+    layer = parametrise(nn.Linear(WIDTH, width))
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), layer, nn.GELU(), nn.Linear(width, 3))
+
+
+class Updated(nn.Module):
+    """A weight with a low-rank update, added up before the data comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(8, WIDTH)), nn.Parameter(torch.randn(8))
+        self.down, self.up = nn.Parameter(torch.randn(2, WIDTH)), nn.Parameter(torch.randn(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + 0.5 * self.up @ self.down, self.bias)
+
+
+PARAMETRISED = [
+    *(
+        pytest.param(partial(orthogonal, orthogonal_map=name, use_trivialization=based), 12, id=f"{name}-{based}")
+        for name in ("cayley", "matrix_exp", "householder")
+        for based in (True, False)
+    ),
+    pytest.param(partial(orthogonal, orthogonal_map="matrix_exp"), 20, id="orthogonal-columns"),
+    pytest.param(partial(orthogonal, orthogonal_map="householder"), 8, id="orthogonal-rows"),
+    pytest.param(spectral_norm, 8, id="spectral-norm"),
+    pytest.param(nn.utils.spectral_norm, 8, id="spectral-norm-by-hook"),
+    pytest.param(partial(weight_norm, dim=None), 8, id="one-norm-for-all"),
+    pytest.param(lambda _: Updated(), 8, id="low-rank-update-of-the-weight"),
+]
+
+
+@pytest.mark.parametrize(("parametrise", "width"), PARAMETRISED)
+def test_a_weight_that_src_computes_is_stored_in_dest(
+    parametrise: Callable[[nn.Module], nn.Module], width: int
+) -> None:
+    torch.manual_seed(1)
+    src, dest = parametrised(parametrise, width).eval(), randomized(parametrised(lambda layer: layer, width), 2)
+    found = automap.match(src, dest, ROWS)
+    assert found.is_complete
+    assert set(found.evidence.values()) == {"proved"}
+    dest.load_state_dict(found.plan.apply(src.state_dict()))
+    assert torch.allclose(dest(ROWS), src(ROWS), rtol=1e-5, atol=1e-6)
+
+
+class Warped(nn.Module):
+    """A weight under a function that plans have not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = table(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, torch.erf(self.weight))
+
+
+def test_a_weight_that_no_plan_can_compute_is_named() -> None:
+    src = nn.Sequential(Warped(), nn.GELU(), nn.Linear(WIDTH, 3))
+    dest = nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False), nn.GELU(), nn.Linear(WIDTH, 3))
+    found = automap.match(randomized(src, 1), randomized(dest, 2), ROWS)
+    assert found.verdict == "impossible"
+    assert [f.message for f in found.findings if f.severity == "error"] == [
+        "`0.weight` is computed from src's weights in a way that no plan can hold: `erf` of weights has no counterpart "
+        "in a plan"
+    ]
 
 
 @pytest.mark.parametrize(("make_src", "make_dest", "sample"), CASES)

@@ -75,6 +75,7 @@ def _readings(dest: Side, src: Source, form: LinearForm) -> list[tuple[LinearFor
         found.append((form, src.patches))
     if patches is not None:
         found.append((patches, src.alike(patches, "matmul") + src.patches))
+    found.append((form, [f for f in src.inputless if f.kind == form.kind]))
     if form.kind == "matmul" and form.groups == 1:
         found.append((form, src.absorbed))
     return found

@@ -76,7 +76,8 @@ class _Settling:
                 self.known[node.index] = self._laid_out(wanted, node)
             yield wanted
             return
-        for step in _moved_back(self.dest, node, wanted) if node.op in MOVES else self._undone(node, wanted):
+        is_layout = node.op in MOVES and node.op != "part"
+        for step in _moved_back(self.dest, node, wanted) if is_layout else self._undone(node, wanted):
             yield from self.carried_back(step)
 
     def _laid_out(self, wanted: Wanted, node: Node) -> int:

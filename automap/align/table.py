@@ -17,7 +17,7 @@ from automap.align.labels import Label, labels
 from automap.align.moments import clean, keys
 from automap.align.run import Run
 from automap.canonical.flow import Flow, Node, Ref, Role, refs_in, replace_refs
-from automap.canonical.provenance import Numbering, Part, Trace, parts, traces
+from automap.canonical.provenance import Numbering, Part, Trace, laid_out, parts, traces
 
 #: traces of so many elements are kept, larger ones made anew
 _KEPT = 65_536
@@ -145,8 +145,8 @@ class Side:
         shape = self.flow[weight].shape
         if len(shape) < 3 or not self._passes_expand(weight):
             return False
-        found = self.traces(weight)
-        return all(bool((t.ids == t.ids[:1]).all()) for t in found) and bool(found)
+        places = laid_out(self.flow, weight, self.run.value)
+        return bool((places == places[:1]).all())
 
     def chosen_rows(self, form: LinearForm) -> Lookup | None:
         """Return a product with one-hot rows as the lookup it is, or None."""
@@ -314,6 +314,13 @@ class Source(Side):
 
         found = (absorbed(self, form) for form in self.linear)
         return [form for form in found if form is not None]
+
+    @cached_property
+    def inputless(self) -> list[LinearForm]:
+        """The products with what is computed from weights alone, as uses of that as one weight."""
+        from automap.align.inputless import inputless_products
+
+        return inputless_products(self)
 
     @cached_property
     def branches(self) -> list[LinearForm]:
