@@ -226,7 +226,7 @@ def _pointwise(function: str) -> Formula:
     return lambda node, arg, *_: Pointwise(arg, function)
 
 
-_NAMED = ("abs", "cos", "exp", "expm1", "log", "log1p", "logit", "relu", "sigmoid", "sin", "tanh", "trunc")
+_NAMED = ("abs", "atanh", "cos", "exp", "expm1", "log", "log1p", "logit", "relu", "sigmoid", "sin", "tanh", "trunc")
 
 FORMULAS: Mapping[str, Formula] = {
     **{name: _pointwise(name) for name in _NAMED},
@@ -277,4 +277,6 @@ PARTS: Mapping[tuple[str, int], Formula] = {
     ("linalg_inv_ex", 0): lambda node, arg, *_: MatrixFunction(arg, "inverse"),
     ("var_mean", 0): _variance,
     ("var_mean", 1): _mean,
+    ("std_mean", 0): lambda node, *args: Sqrt(_variance(node, *args)),
+    ("std_mean", 1): _mean,
 }

@@ -136,7 +136,53 @@ def plain_linear(is_normed: bool) -> nn.Module:
     return nn.Sequential(weight_norm(fc) if is_normed else fc, nn.ReLU(), nn.Linear(8, 3))
 
 
+def tempered(shape: tuple[int, ...] | None, function: Callable[[Tensor], Tensor] = torch.exp) -> nn.Module:
+    """Attention whose scores are multiplied with a function of a learned table, if there is one."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (3, 4)).transpose(1, 2) for f in (net.q, net.k, net.v))
+        scores = q @ k.mT if shape is None else q @ k.mT * function(net.temperature)
+        return net.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    parts = {} if shape is None else {"temperature": nn.Parameter(torch.empty(shape))}
+    return Net(forward, **{name: nn.Linear(WIDTH, WIDTH, bias=name != "k") for name in ("q", "k", "v", "out")}, **parts)
+
+
+def twice_shifted(is_twice: bool) -> nn.Module:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.fc2(F.gelu(net.fc1(x) + net.shift if is_twice else net.fc1(x)))
+
+    parts = {"shift": table(8)} if is_twice else {}
+    return Net(forward, fc1=nn.Linear(WIDTH, 8), fc2=nn.Linear(8, 3), **parts)
+
+
+def cosine_head(is_normed: bool) -> nn.Module:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = F.normalize(net.fc(x), dim=-1)
+        return 10 * F.linear(x, F.normalize(net.head, dim=-1)) if is_normed else F.linear(x, net.head)
+
+    return Net(forward, fc=nn.Linear(WIDTH, 8), head=table(5, 8))
+
+
+def flipped(is_flipped: bool) -> nn.Module:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        weight = net.weight.flip(-1) if is_flipped else net.weight
+        return net.out(F.relu(F.conv1d(x, weight, padding=2)).mean(-1))
+
+    return Net(forward, weight=table(8, 5, 5), out=nn.Linear(8, 3))
+
+
 CASES = [
+    pytest.param(lambda: tempered((1,)), lambda: tempered(None), ROWS, id="temperature-into-query"),
+    pytest.param(lambda: tempered(()), lambda: tempered(None), ROWS, id="scalar-temperature-into-query"),
+    pytest.param(lambda: tempered((3, 1, 1)), lambda: tempered(None), ROWS, id="temperatures-of-heads-into-query"),
+    pytest.param(lambda: tempered(None), lambda: tempered((3, 1, 1)), ROWS, id="temperatures-of-heads-made"),
+    pytest.param(
+        lambda: tempered((3, 1, 1)), lambda: tempered((3, 1, 1), F.softplus), ROWS, id="exponential-to-softplus"
+    ),
+    pytest.param(lambda: twice_shifted(True), lambda: twice_shifted(False), ROWS, id="two-biases-summed"),
+    pytest.param(lambda: cosine_head(True), lambda: cosine_head(False), ROWS, id="scaled-output-into-head"),
+    pytest.param(lambda: flipped(True), lambda: flipped(False), ROWS, id="kernel-flipped"),
     pytest.param(lambda: convs(True), lambda: convs(False), IMAGE, id="batch-norm-into-convolutions"),
     pytest.param(
         lambda: convs(True, False), lambda: convs(False), IMAGE, id="batch-norm-into-convolutions-without-bias"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -43,7 +42,19 @@ class Affine:
 
 def terms_behind(flow: Flow, index: int) -> int:
     """Return how many tables are added to a value one after the other."""
-    return len(list(takewhile(lambda node: node.op == "add", _steps(flow, index))))
+    return len(_added_vectors(flow, index))
+
+
+def _added_vectors(flow: Flow, index: int) -> list[Node]:
+    """The sums with a table that a value goes through one after the other; reshapes may keep the last dim."""
+    found: list[Node] = []
+    last = flow[index].shape[-1:]
+    for node in _steps(flow, index):
+        if node.op == "add":
+            found.append(node)
+        elif node.op != "reshape" or node.shape[-1:] != last:
+            break
+    return found
 
 
 def scales_behind(flow: Flow, index: int) -> int:
@@ -198,14 +209,22 @@ def folded_tables(src: Source) -> list[tuple[ElementForm, int]]:
     found: list[tuple[ElementForm, int]] = []
     for form in src.elements.get("add", ()):
         table = form.weight
-        for count, node in enumerate(_steps(src.flow, form.node), start=1):
+        for count, node in enumerate(_added_vectors(src.flow, form.node), start=1):
             others = [i for i in node.operands if src.flow[i].role is Role.WEIGHT]
-            if node.op != "add" or len(others) != 1:
+            if len(others) != 1:
                 break
             table = src.derive("add", torch.add, Ref(table), Ref(others[0]))
-            whole = element_form(src.flow, node, table, src.run.value, src.essential(table), form.data)
+            whole = _met_by(src, form, node, table)
             found += [(whole, count)] if whole is not None else []
     return found
+
+
+def _met_by(src: Source, form: ElementForm, node: Node, table: int) -> ElementForm | None:
+    """A sum of tables as met by what the first one meets; only vectors are the same in another shape of that."""
+    if src.flow[form.data].shape == node.shape:
+        return element_form(src.flow, node, table, src.run.value, src.essential(table), form.data)
+    is_vector = len(src.flow[table].shape) == 1 and src.flow[table].shape == src.flow[form.weight].shape
+    return replace(form, node=node.index, weight=table) if is_vector else None
 
 
 def _number(src: Source, node: Node) -> float | None:

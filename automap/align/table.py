@@ -18,9 +18,12 @@ from automap.align.moments import clean, keys
 from automap.align.run import Run
 from automap.canonical.flow import Flow, Node, Ref, Role, refs_in, replace_refs
 from automap.canonical.provenance import Numbering, Part, Trace, laid_out, parts, traces
+from automap.canonical.rules.layout import MOVES
 
 #: traces of so many elements are kept, larger ones made anew
 _KEPT = 65_536
+#: layout ops after which strides tell where each element is
+_STRIDED = {"reshape", "permute", "transpose", "slice", "select", "squeeze", "unsqueeze", "expand"}
 #: products whose mean squares differ by more than this share meet other things
 _NEAR = 0.05
 
@@ -123,6 +126,13 @@ class Side:
             0, inverse, torch.arange(len(inverse)), "amin"
         )
         return places[first.sort().values]
+
+    def is_reordered(self, weight: int) -> bool:
+        """Whether an op on the way from what is stored may put elements in another order than strides tell."""
+        nodes = [self.flow[i] for i in self.flow.ancestors([weight])]
+        return any(node.op in MOVES and node.op not in _STRIDED for node in nodes) or (
+            any(node.op in ("permute", "transpose") for node in nodes) and any(node.op == "reshape" for node in nodes)
+        )
 
     def is_shared(self, weight: int) -> bool:
         """Whether what is stored behind a weight-side value is computed with in more than one place."""
