@@ -172,7 +172,72 @@ def flipped(is_flipped: bool) -> nn.Module:
     return Net(forward, weight=table(8, 5, 5), out=nn.Linear(8, 3))
 
 
+def kernels(is_one: bool, *others: tuple[int, int]) -> nn.Module:
+    """Depthwise convolutions with kernels of several sizes, each with a norm, added up."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        return net.head(
+            F.relu(net.large(x) if is_one else sum(part(x) for part in (net.large, *net.others))).flatten(1)
+        )
+
+    def branch(*size: int) -> nn.Module:
+        padding = (size[0] // 2, size[1] // 2)
+        return nn.Sequential(nn.Conv2d(8, 8, size, padding=padding, groups=8, bias=False), nn.BatchNorm2d(8))
+
+    large = conv(8, 8, 7, groups=8) if is_one else branch(7, 7)
+    parts = {} if is_one else {"others": nn.ModuleList(branch(*size) for size in others)}
+    return Net(forward, stem=conv(), large=large, head=nn.Linear(512, 4), **parts)
+
+
+def chained(first: Callable[[], nn.Module], second: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(conv(), nn.ReLU(), first(), second(), nn.ReLU(), nn.Flatten(), nn.Linear(384, 4))
+
+
+def affine_before(norm: nn.Module, kernel: nn.Module) -> nn.Module:
+    return nn.Sequential(conv(), nn.ReLU(), norm, kernel, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 CASES = [
+    pytest.param(
+        lambda: kernels(False, (3, 3), (7, 1), (1, 5)), lambda: kernels(True), IMAGE, id="kernels-of-several-sizes"
+    ),
+    pytest.param(
+        lambda: chained(lambda: conv(5, 8, 1, bias=False), lambda: conv(6, 5)),
+        lambda: chained(lambda: conv(6, 8), nn.Identity),
+        IMAGE,
+        id="pointwise-into-the-convolution-behind",
+    ),
+    pytest.param(
+        lambda: chained(lambda: conv(8, 8, groups=8), lambda: conv(6, 8, 1)),
+        lambda: chained(lambda: conv(6, 8), nn.Identity),
+        IMAGE,
+        id="depthwise-and-pointwise-into-one",
+    ),
+    pytest.param(
+        lambda: nn.Sequential(nn.Linear(WIDTH, 5), nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 3)),
+        lambda: nn.Sequential(nn.Linear(WIDTH, 8), nn.GELU(), nn.Linear(8, 3)),
+        ROWS,
+        id="factors-multiplied",
+    ),
+    pytest.param(
+        lambda: affine_before(nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3)),
+        lambda: affine_before(nn.Identity(), nn.Conv2d(8, 6, 3)),
+        IMAGE,
+        id="batch-norm-into-the-convolution-behind",
+    ),
+    pytest.param(
+        lambda: affine_before(nn.GroupNorm(2, 8), conv(6, 8, 1)),
+        lambda: affine_before(nn.GroupNorm(2, 8, affine=False), conv(6, 8, 1)),
+        IMAGE,
+        id="group-norm-into-pointwise",
+    ),
+    pytest.param(
+        lambda: affine_before(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8)),
+        lambda: affine_before(nn.Identity(), nn.Conv2d(8, 8, 3, groups=8)),
+        IMAGE,
+        id="batch-norm-into-depthwise",
+    ),
     pytest.param(lambda: tempered((1,)), lambda: tempered(None), ROWS, id="temperature-into-query"),
     pytest.param(lambda: tempered(()), lambda: tempered(None), ROWS, id="scalar-temperature-into-query"),
     pytest.param(lambda: tempered((3, 1, 1)), lambda: tempered(None), ROWS, id="temperatures-of-heads-into-query"),
@@ -322,6 +387,21 @@ def test_a_free_choice_is_the_simplest_and_said() -> None:
     (said,) = [f for f in found.findings if f.code == "neutral-filled"]
     assert "`gamma` is filled with ones" in said.message
     assert torch.equal(found.plan.apply(src.state_dict())["gamma"], torch.ones(WIDTH))
+
+
+def test_products_with_a_cut_between_them_are_two() -> None:
+    def twice(net: Any, x: Tensor) -> Tensor:
+        return net.last(F.gelu(net.second(net.first(x)[..., :4])))
+
+    def cut() -> nn.Module:
+        return Net(twice, first=nn.Linear(WIDTH, 8), second=nn.Linear(4, 4), last=nn.Linear(4, 3))
+
+    assert automap.match(randomized(cut(), 1), randomized(cut(), 2), ROWS).is_complete
+
+
+def test_a_norm_before_padding_is_not_folded() -> None:
+    src, dest = affine_before(nn.BatchNorm2d(8), conv(6, 8)), affine_before(nn.Identity(), conv(6, 8))
+    assert automap.match(randomized(src, 1), randomized(dest, 2), IMAGE).verdict == "impossible"
 
 
 def deep(blocks: int) -> nn.Module:

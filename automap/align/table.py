@@ -340,6 +340,13 @@ class Source(Side):
         return summed_products(self)
 
     @cached_property
+    def chains(self) -> list[LinearForm]:
+        """Two products one after the other, as one product each."""
+        from automap.align.branches import chained_products
+
+        return chained_products(self)
+
+    @cached_property
     def sums(self) -> list[tuple[ElementForm, int]]:
         """The tables added one after the other, as one each, with how many were added after the first."""
         from automap.align.effective import folded_tables
