@@ -190,7 +190,8 @@ class _Books:
         fill = int(ids.reshape(-1)[0]) if ids.numel() else 0
         if fill < 0 and bool((ids == fill).all()):
             self.filled.append((weight.name, self.solution.outcome.assignment.fills[-1 - fill]))
-        reasons = [reason for s in self._touched(ids) if (reason := self._unwritten_because(s.name)) is not None]
+        touched = self._touched(ids) if self.formulas else ()
+        reasons = [reason for s in touched if (reason := self._unwritten_because(s.name)) is not None]
         if reasons:
             self.unwritten |= dict.fromkeys(weight.in_state, reasons[0])
             return
