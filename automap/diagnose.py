@@ -257,6 +257,7 @@ def _quiet_findings(solution: Solution, draft: Draft) -> list[Finding]:
     found += [_computed_finding(draft, name) for name in draft.computed]
     found += [_kept_finding(name) for name in draft.own]
     found += [_uncomputed_finding(name, formula) for name, formula in draft.uncomputed]
+    found += [_unwritten_finding(name, reason) for name, reason in draft.unwritten]
     found += [
         Finding(
             "ambiguous",
@@ -296,6 +297,11 @@ def _computed_finding(draft: Draft, name: str) -> Finding:
 def _uncomputed_finding(name: str, formula: str) -> Finding:
     message = f"`{name}` would have to be computed: {formula}"
     return Finding("unmatched-weight", message, None, Site(name, "weight"), help="allow arithmetic (no --no-algebra)")
+
+
+def _unwritten_finding(name: str, reason: str) -> Finding:
+    message = f"`{name}` is computed from src's weights in a way that no plan can hold: {reason}"
+    return Finding("unmatched-weight", message, None, Site(name, "weight"), help="compute it by hand and load it")
 
 
 def _kept_finding(name: str) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -12,16 +13,19 @@ from automap.align.assignment import ONE, UNKNOWN, ZERO
 from automap.align.solve import Solution
 from automap.capture import Weight
 from automap.computed import computed_expr, replaced
+from automap.errors import PlanError
 from automap.plan import (
     Cast,
     ElementMap,
     Expr,
+    Fill,
     Plan,
     Reshape,
     Source,
     SourceTensor,
     build_expr,
     dtype_of,
+    evaluate,
     format_expr,
     is_computed,
     shape_of,
@@ -37,8 +41,8 @@ class Draft:
 
     `partly` are weights of which the sample reads some elements only: name, how many it does not read, how many of
     those src has nothing for. `missing` are dest weights that reach a compared output and have no source, `idle` those
-    that reach none, `own` buffers that outputs agree with as they are, `uncomputed`
-    weights with the formula that they would take.
+    that reach none, `own` buffers that outputs agree with as they are, `uncomputed` weights with the formula that they
+    would take, `unwritten` those with one that no plan can hold, with the reason.
     """
 
     plan: Plan
@@ -52,6 +56,7 @@ class Draft:
     doubtful: tuple[tuple[str, int], ...] = ()
     own: tuple[str, ...] = ()
     uncomputed: tuple[tuple[str, str], ...] = ()
+    unwritten: tuple[tuple[str, str], ...] = ()
 
     @property
     def computed(self) -> tuple[str, ...]:
@@ -96,7 +101,7 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
     return Draft(
         plan,
         books.evidence,
-        tuple(missing),
+        (*missing, *books.unwritten),
         kept,
         books.unused(),
         assumed,
@@ -104,6 +109,7 @@ def draft_plan(solution: Solution, reached: set[int]) -> Draft:
         tuple(books.partly),
         tuple(books.doubtful),
         tuple(own),
+        unwritten=tuple(books.unwritten.items()),
     )
 
 
@@ -132,6 +138,9 @@ class _Books:
         self.evidence: dict[str, Evidence] = {}
         self.filled: list[tuple[str, float]] = []
         self.formulas: dict[str, Expr] = {}
+        self.without_formula: dict[str, str] = {}
+        self.unwritten: dict[str, str] = {}
+        self.held: set[str] = set()
         self.sources = {i: self._source(i, offset) for i, offset in solution.src.numbering.offsets.items()}
         self.used: set[str] = set()
         self.partly: list[tuple[str, int, int]] = []
@@ -142,7 +151,11 @@ class _Books:
         weight = self.solution.src.flow.weights.get(index)
         if weight is not None:
             return SourceTensor(weight.name, tuple(weight.tensor.shape), _dtype(weight.tensor), offset)
-        formula = computed_expr(self.solution.src, index)
+        try:
+            formula = computed_expr(self.solution.src, index)
+        except PlanError as problem:
+            self.without_formula[f"%{index}"] = str(problem)
+            formula = Fill(math.nan, self.solution.src.flow[index].shape)
         self.formulas[f"%{index}"] = formula
         return SourceTensor(f"%{index}", shape_of(formula), dtype_of(formula), offset)
 
@@ -177,17 +190,42 @@ class _Books:
         fill = int(ids.reshape(-1)[0]) if ids.numel() else 0
         if fill < 0 and bool((ids == fill).all()):
             self.filled.append((weight.name, self.solution.outcome.assignment.fills[-1 - fill]))
+        touched = self._touched(ids) if self.formulas else ()
+        reasons = [reason for s in touched if (reason := self._unwritten_because(s.name)) is not None]
+        if reasons:
+            self.unwritten |= dict.fromkeys(weight.in_state, reasons[0])
+            return
         expr = self._expression(weight, ids)
         for name in weight.in_state:
             self.entries[name] = expr
             self.evidence[name] = evidence
 
+    def _unwritten_because(self, name: str) -> str | None:
+        """Why a computed value cannot be written down; what is written is held to the value that src has."""
+        if name in self.formulas and name not in self.held:
+            self.held.add(name)
+            if name not in self.without_formula and not self._is_right(int(name.removeprefix("%"))):
+                self.without_formula[name] = f"`{format_expr(self.formulas[name])}` is not what src computes"
+        return self.without_formula.get(name)
+
+    def _is_right(self, index: int) -> bool:
+        src, formula = self.solution.src, self.formulas[f"%{index}"]
+        leaves = {weight.name: leaf for leaf, weight in src.flow.weights.items()}
+        state = {s.name: src.run.weights[leaves[s.name]] for s in sources_of(formula)}
+        wide = {s.name: replace(s, dtype=_dtype(state[s.name])) for s in sources_of(formula)}
+        found = evaluate(replaced(formula, wide), state)
+        value = src.run.value(index)
+        return torch.allclose(found.to(value.dtype), value, rtol=1e-7, atol=1e-9 * float(value.abs().max()))
+
+    def _touched(self, ids: Tensor) -> tuple[SourceTensor, ...]:
+        """The sources that element numbers belong to."""
+        numbering = self.solution.src.numbering
+        return tuple(self.sources[numbering.leaves[owner]] for owner in numbering.owners(ids)[1] if owner >= 0)
+
     def _expression(self, weight: Weight, ids: Tensor) -> Expr:
         shape, dtype = tuple(weight.tensor.shape), _dtype(weight.tensor)
-        numbering = self.solution.src.numbering
-        touched = [self.sources[numbering.leaves[owner]] for owner in numbering.owners(ids)[1] if owner >= 0]
         fills = tuple(self.solution.outcome.assignment.fills[1:]) if int(ids.min()) <= ONE else ()
-        expr = simplify(replaced(build_expr(ElementMap(shape, dtype, ids, tuple(touched), fills)), self.formulas))
+        expr = simplify(replaced(build_expr(ElementMap(shape, dtype, ids, self._touched(ids), fills)), self.formulas))
         self.used |= {s.name for s in sources_of(expr)}
         return expr
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -159,7 +159,10 @@ class Assignment:
             return None
         leaf, other = self._leaf_of(self.dest, targets[0]), self._leaf_of(self.src, sources[0])
         sizes = self.dest.numbering.sizes[leaf], self.src.numbering.sizes[other]
-        return (leaf, other) if sizes[0] == sizes[1] == mine.numel() else None
+        if not sizes[0] == sizes[1] == mine.numel():
+            return None
+        is_moved = self.dest.is_reordered(claim.dest_value) or self.src.is_reordered(claim.src_value)
+        return None if is_moved and not torch.equal(mine - mine.min(), theirs - theirs.min()) else (leaf, other)
 
     def keep_own(self, leaf: int, step: int) -> None:
         """Let a dest weight keep the values it has: a table of dest's own that src need not have."""
@@ -274,7 +277,7 @@ class Assignment:
         weights: dict[int, Tensor] = {}
         for leaf, places, numbers in shares:
             value = weights.setdefault(leaf, self.dest.run.weights[leaf].reshape(-1).clone())
-            value[places] = self._values(numbers)
+            value[places] = self.values(numbers)
         known: dict[int, Any] = {leaf: value.view(flow[leaf].shape) for leaf, value in weights.items()}
         for index in sorted(flow.ancestors([claim.dest_value])):
             if index not in known:
@@ -287,8 +290,9 @@ class Assignment:
         theirs = theirs[self._places(self.src, claim.src_value, claim.src_places)]
         return bool(torch.allclose(mine, theirs, rtol=_SAME, atol=_SAME * float(theirs.abs().max())))
 
-    def _values(self, numbers: Tensor) -> Tensor:
-        """The float64 values of src elements and constants; what is not decided is NaN."""
+    def values(self, numbers: Tensor, value_of: Callable[[int], Any] | None = None) -> Tensor:
+        """Return the float64 values of src elements and constants; what is not decided is NaN."""
+        value_of = self.src.run.value if value_of is None else value_of
         flat, numbering = numbers.reshape(-1), self.src.numbering
         owners, present = numbering.owners(flat)
         if len(present) == 1 and present[0] >= 0:
@@ -298,7 +302,7 @@ class Assignment:
         for owner in present:
             if owner >= 0:
                 mine = owners == owner
-                taken = self.src.run.value(numbering.leaves[owner]).reshape(-1)
+                taken = value_of(numbering.leaves[owner]).reshape(-1)
                 value[mine] = taken[flat[mine] - numbering.starts[owner]]
         for place, fill in enumerate(self.fills):
             value[flat == -1 - place] = fill
@@ -362,7 +366,7 @@ class Assignment:
         return sources[0] if sources else None
 
     def _refresh(self, leaf: int) -> None:
-        self.dest.run.weights[leaf] = self._values(self.ids[leaf]).view(self.dest.flow[leaf].shape)
+        self.dest.run.weights[leaf] = self.values(self.ids[leaf]).view(self.dest.flow[leaf].shape)
         self.dest.run.touch(leaf)
 
     def undo(self, steps: set[int]) -> None:

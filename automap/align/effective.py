@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -43,7 +42,19 @@ class Affine:
 
 def terms_behind(flow: Flow, index: int) -> int:
     """Return how many tables are added to a value one after the other."""
-    return len(list(takewhile(lambda node: node.op == "add", _steps(flow, index))))
+    return len(_added_vectors(flow, index))
+
+
+def _added_vectors(flow: Flow, index: int) -> list[Node]:
+    """The sums with a table that a value goes through one after the other; reshapes may keep the last dim."""
+    found: list[Node] = []
+    last = flow[index].shape[-1:]
+    for node in _steps(flow, index):
+        if node.op == "add":
+            found.append(node)
+        elif node.op != "reshape" or node.shape[-1:] != last:
+            break
+    return found
 
 
 def scales_behind(flow: Flow, index: int) -> int:
@@ -126,23 +137,58 @@ def end_of(flow: Flow, index: int) -> int:
 
 def absorbed(src: Source, form: LinearForm) -> LinearForm | None:
     """Return a product of matrices as one of what its data was scaled and shifted from, both carried out, or None."""
-    start = started(src, form) if form.kind == "matmul" and form.groups == 1 else None
+    start = started(src, form) if _takes_each_channel_once(src, form) else None
     path = _back_to_plain(src.flow, form.data) if start is not None else []
-    if start is None or not any(node.op == "mul" for node in path) or len(src.flow[start.weight].shape) != 2:
+    if start is None or not any(node.op == "mul" for node in path):
         return None
     weight, shift = start.weight, None
     for node in path:
         table = _per_input(src, node, form) if node.op not in MOVES else None
-        if node.op == "add" and table is not None:
-            term = src.derive("matmul", torch.matmul, Ref(weight), Ref(table))
+        if node.op == "add" and table is not None and not _pads(src, form):
+            term = _applied(src, weight, table, form)
             shift = term if shift is None else src.derive("add", torch.add, Ref(shift), Ref(term))
         elif node.op == "mul" and table is not None:
-            weight = src.derive("mul", torch.mul, Ref(weight), Ref(table))
+            weight = src.derive("mul", torch.mul, Ref(weight), Ref(_beside(src, weight, table, form)))
         elif node.op not in MOVES:
             return None
     whole = advanced(src, replace(start, weight=weight, shift=shift), most_scales=0)
-    columns = moments(_rows(src, form, path).unsqueeze(0), (1,))
+    columns = _columns(src, form, path)
     return replace(as_form(src, whole), data=path[-1].operands[0], columns=columns, center=center(columns))
+
+
+def _takes_each_channel_once(src: Source, form: LinearForm) -> bool:
+    """Whether a product has one matrix for all channels, or one row of taps for each."""
+    node = src.flow[form.node]
+    if node.op != "convolution":
+        return form.kind == "matmul" and form.groups == 1 and len(src.flow[form.weight].shape) == 2
+    return not node.args[6] and (form.groups == 1 or form.sizes[1:3] == (1, 1))
+
+
+def _pads(src: Source, form: LinearForm) -> bool:
+    """Whether zeros stand beside the data, to which nothing was added."""
+    node = src.flow[form.node]
+    return node.op == "convolution" and any(node.args[4])
+
+
+def _beside(src: Source, weight: int, table: int, form: LinearForm) -> int:
+    """A number for each input channel, in the shape that meets these in a weight `(out, in, *taps)`."""
+    rank = len(src.flow[weight].shape)
+    if rank == 2:
+        return table
+    shape = (-1, *[1] * (rank - 1 if form.groups > 1 else rank - 2))
+    return src.derive("reshape", torch.reshape, Ref(table), shape)
+
+
+def _applied(src: Source, weight: int, table: int, form: LinearForm) -> int:
+    """What a product gives for one number for each input channel."""
+    shape = src.flow[weight].shape
+    if len(shape) > 2:
+        flat = src.derive("reshape", torch.reshape, Ref(weight), (*shape[:2], math.prod(shape[2:])))
+        weight = src.derive("sum", torch.sum, Ref(flat), -1)
+    if form.groups == 1:
+        return src.derive("matmul", torch.matmul, Ref(weight), Ref(table))
+    column = src.derive("reshape", torch.reshape, Ref(weight), (-1,))
+    return src.derive("mul", torch.mul, Ref(column), Ref(table))
 
 
 def _back_to_plain(flow: Flow, index: int) -> list[Node]:
@@ -166,14 +212,21 @@ def _back_to_plain(flow: Flow, index: int) -> list[Node]:
 def _per_input(src: Source, node: Node, form: LinearForm) -> int | None:
     """The table of a sum or product as one number for each input channel of the use behind it, or None."""
     table = next(i for i in node.operands if src.flow[i].role is Role.WEIGHT)
-    shape, width = src.flow[table].shape, form.columns.shape[1]
-    return table if shape == (width,) and node.shape[-1] == width else None
+    shape, width = src.flow[table].shape, form.columns.shape[0] * form.columns.shape[1]
+    if src.flow[form.node].op != "convolution":
+        return table if shape == (width,) and node.shape[-1] == width else None
+    wide = (1,) * (len(node.shape) - len(shape)) + shape
+    if wide != (1, width, *[1] * (len(node.shape) - 2)) or node.shape != src.flow[form.data].shape:
+        return None
+    return src.derive("reshape", torch.reshape, Ref(table), (-1,)) if len(shape) > 1 else table
 
 
-def _rows(src: Source, form: LinearForm, path: list[Node]) -> Tensor:
-    """What the scaled and shifted data was, in the layout that the product reads: `(positions, in)`."""
+def _columns(src: Source, form: LinearForm, path: list[Node]) -> Tensor:
+    """What each input channel carried before it was scaled and shifted, `(groups, in, 3)`."""
     value = clean(src.run.value(path[-1].operands[0]))
-    return value.reshape(-1, form.columns.shape[1])
+    if src.flow[form.node].op == "convolution":
+        return moments(value, (0, *range(2, value.dim()))).view(form.columns.shape)
+    return moments(value.reshape(-1, form.columns.shape[1]).unsqueeze(0), (1,))
 
 
 def folded_lookup(src: Source, lookup: Lookup, dest: Flow, node: int) -> Lookup | None:
@@ -198,14 +251,22 @@ def folded_tables(src: Source) -> list[tuple[ElementForm, int]]:
     found: list[tuple[ElementForm, int]] = []
     for form in src.elements.get("add", ()):
         table = form.weight
-        for count, node in enumerate(_steps(src.flow, form.node), start=1):
+        for count, node in enumerate(_added_vectors(src.flow, form.node), start=1):
             others = [i for i in node.operands if src.flow[i].role is Role.WEIGHT]
-            if node.op != "add" or len(others) != 1:
+            if len(others) != 1:
                 break
             table = src.derive("add", torch.add, Ref(table), Ref(others[0]))
-            whole = element_form(src.flow, node, table, src.run.value, src.essential(table), form.data)
+            whole = _met_by(src, form, node, table)
             found += [(whole, count)] if whole is not None else []
     return found
+
+
+def _met_by(src: Source, form: ElementForm, node: Node, table: int) -> ElementForm | None:
+    """A sum of tables as met by what the first one meets; only vectors are the same in another shape of that."""
+    if src.flow[form.data].shape == node.shape:
+        return element_form(src.flow, node, table, src.run.value, src.essential(table), form.data)
+    is_vector = len(src.flow[table].shape) == 1 and src.flow[table].shape == src.flow[form.weight].shape
+    return replace(form, node=node.index, weight=table) if is_vector else None
 
 
 def _number(src: Source, node: Node) -> float | None:

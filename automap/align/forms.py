@@ -27,7 +27,8 @@ class LinearForm:
     `columns` holds the moments of what each input channel carries, `(groups, in, 3)`; `sizes` are those of the weight
     as `(groups, out, in, taps)`, `strides` the steps of these in the weight-side value; `channels` the output channel
     of each element of the result. `geometry` is what else the op depends on, `count` over how many positions a column
-    goes. In a folded form what follows the op is carried out: `weight` is the effective one, `shift` what is added.
+    goes. In a folded form what follows the op is carried out: `weight` is the effective one, `shift` what is added; a
+    composed one is two ops one after the other.
     """
 
     node: int
@@ -44,6 +45,7 @@ class LinearForm:
     center: tuple[float, ...] = ()
     shift: int | None = None
     is_folded: bool = False
+    is_composed: bool = False
 
     @property
     def groups(self) -> int:

@@ -44,8 +44,8 @@ def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[P
                 if found:
                     return found
             units = [_units(mine, group, theirs, tolerance) for group in range(mine.groups)]
+            units = [_with_effective(src, mine, n, group, tolerance) for n, group in enumerate(units)]
             if all(units):
-                units = [_units(mine, n, src.branches, tolerance) + group for n, group in enumerate(units)]
                 found = _pieces(dest, src, mine, units)
                 if found:
                     return found
@@ -55,6 +55,12 @@ def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[P
         )
         return _pieces(dest, src, form, [fewer]) if fewer else []
     return []
+
+
+def _with_effective(src: Source, form: LinearForm, group: int, units: list[_Unit], tolerance: float) -> list[_Unit]:
+    """Units with the sums of products before them and two products in a row behind them."""
+    summed, chained = (_units(form, group, forms, tolerance) for forms in (src.branches, src.chains))
+    return summed + units + chained
 
 
 def _rows(side: Side, form: LinearForm) -> Tensor:
@@ -67,17 +73,18 @@ def _rows(side: Side, form: LinearForm) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _readings(dest: Side, src: Source, form: LinearForm, tolerance: float) -> list[tuple[LinearForm, list[LinearForm]]]:
-    """Ways to read both sides' uses: as they are, then convolutions as products over patches."""
-    found = [(form, src.alike(form, form.kind, _between(tolerance)))]
-    patches = unfolded(form, dest.flow[form.node], dest.run.value)
+def _readings(
+    dest: Side, src: Source, form: LinearForm, tolerance: float
+) -> Iterator[tuple[LinearForm, list[LinearForm]]]:
+    """Ways to read both sides' uses: as they are, then convolutions as products over patches; each when asked for."""
+    yield form, src.alike(form, form.kind, _between(tolerance))
     if form.kind == "matmul":
-        found.append((form, src.patches))
+        yield form, src.patches
+    patches = unfolded(form, dest.flow[form.node], dest.run.value)
     if patches is not None:
-        found.append((patches, src.alike(patches, "matmul", _between(tolerance)) + src.patches))
-    if form.kind == "matmul" and form.groups == 1:
-        found.append((form, src.absorbed))
-    return found
+        yield patches, src.alike(patches, "matmul", _between(tolerance)) + src.patches
+    yield form, [f for f in src.inputless if f.kind == form.kind]
+    yield form, [f for f in src.absorbed if f.kind == form.kind]
 
 
 def _between(tolerance: float) -> float:
@@ -320,12 +327,17 @@ def _option(
     """The candidate that a piece of a dest use is a part of a src one."""
     claims = partial(_piece_claim, dest, src, form, group, piece, unit, part.channels)
     likeness = similarity(piece.label, part.label) + (0.5 if unit.form.geometry == form.geometry else 0.0)
-    likeness += (2.0 if unit.form.width == form.width else 0.0) + _FIT[key[0]] + (3.0 if unit.form.is_folded else 0.0)
+    likeness += (2.0 if unit.form.width == form.width else 0.0) + _FIT[key[0]] + _merit(unit.form)
     is_numbered = form.groups == 1 and (unit.form.groups == 1 or src.flow[unit.form.node].op == "convolution")
     numbers = unit.group * unit.form.width + part.channels
     pair = (unit.form.node, piece.channels, numbers) if is_numbered else None
     which, shift, is_folded = (unit.form.node, unit.group, *key), unit.form.shift, unit.form.is_folded
     return Candidate(claims, which, part.label, likeness, unit.off, pair, part.readers, shift, is_folded)
+
+
+def _merit(form: LinearForm) -> float:
+    """How much speaks for what follows, or does not, being part of a product."""
+    return -3.0 if form.is_composed else 3.0 if form.is_folded else 0.0
 
 
 #: layout ops that may read one channel several times

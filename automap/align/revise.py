@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from automap.align.choices import Key, Stop
-from automap.align.scale import Factor, proportional, rescaled
+from automap.align.scale import Factor, proportional, rescaled, steady
+from automap.align.second import Second
 from automap.canonical.flow import Role
 from automap.canonical.rules.layout import MOVES
 
@@ -59,12 +60,18 @@ def mend(search: Search, stop: Stop) -> bool:
 
 def _rescale(search: Search, stop: Stop, factors: list[Factor]) -> bool:
     """Where a value behind a stop is src's times a number, let the first product behind it make up for that."""
+    if not factors:
+        return False
+    second = Second(search)
     for factor in factors[:_FACTORS]:
+        ratio = steady(factor, second)
+        if ratio is None:
+            continue
         for key in (k for k in _nearest(search, factor.node)[:1] if not search.dest.is_shared(k[1])):
             former = search.choices[key].taken
             if key in search.offered and former is search.offered[key]:
                 continue
-            search.offered[key] = rescaled(search.src, former, 1.0 / factor.ratio)
+            search.offered[key] = rescaled(search.src, former, ratio)
             if search.replay(stop, {key: search.offered[key].id}) is None:
                 return True
             search.replay(stop, {key: former.id})

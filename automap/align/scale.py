@@ -10,6 +10,7 @@ from torch import Tensor
 from automap.align.assignment import Claim
 from automap.align.candidates import Candidate
 from automap.align.moments import EXACT, moments
+from automap.align.second import Second
 from automap.align.table import Side, Source
 from automap.canonical.flow import Ref, Role
 
@@ -19,9 +20,10 @@ _OPS = ("matmul", "mul", "div", "lookup")
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """Dest's value `node` is a src value times `ratio`; `is_held` tells that src has it as it is as well."""
+    """Dest's value `node` is `twin` of src times `ratio`; `is_held` tells that src has it as it is as well."""
 
     node: int
+    twin: int
     ratio: float
     is_held: bool
 
@@ -34,19 +36,29 @@ def proportional(dest: Side, src: Source, starts: tuple[int, ...]) -> list[Facto
     for index in reversed(behind[-_MOST_NODES:]):
         value = dest.run.value(index) if dest.run.knows(index) else None
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1:
-            ratios = [_ratio(_sums(value), theirs) for theirs in known.get(value.numel(), ())]
-            others = [r for r in reversed(ratios) if r is not None and r != 1.0]
-            found += [Factor(index, r, 1.0 in ratios) for r in others]  # the last one in src is what goes on from there
+            ratios = [(twin, _ratio(_sums(value), theirs)) for twin, theirs in known.get(value.numel(), ())]
+            is_held = any(r == 1.0 for _, r in ratios)
+            others = [(twin, r) for twin, r in reversed(ratios) if r is not None and r != 1.0]
+            found += [
+                Factor(index, *pair, is_held) for pair in others
+            ]  # the last one in src is what goes on from there
     return found
 
 
-def _sums_by_size(src: Source) -> dict[int, list[Tensor]]:
-    found: dict[int, list[Tensor]] = {}
+def steady(factor: Factor, second: Second) -> float | Ref | None:
+    """Return the ratio of a factor as what it is on all weights: a number, a weight-side scalar, or None."""
+    mine, theirs = second.of_dest(factor.node), second.of_src(factor.twin)
+    again = _ratio(_sums(mine), _sums(theirs))
+    return None if again is None else second.factor(factor.ratio, again)
+
+
+def _sums_by_size(src: Source) -> dict[int, list[tuple[int, Tensor]]]:
+    found: dict[int, list[tuple[int, Tensor]]] = {}
     for node in src.flow.nodes:
         if node.role is Role.ACTIVATION and node.op in _OPS:
             value = src.run.value(node.index)
             if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1:
-                found.setdefault(value.numel(), []).append(_sums(value))
+                found.setdefault(value.numel(), []).append((node.index, _sums(value)))
     return found
 
 
@@ -67,9 +79,11 @@ def _ratio(mine: Tensor, theirs: Tensor) -> float | None:
     return 1.0 if abs(ratio - 1) < 1e-6 else ratio
 
 
-def rescaled(src: Source, candidate: Candidate, factor: float) -> Candidate:
-    """Return a candidate whose weights, and the shift behind it, are multiplied with a number."""
+def rescaled(src: Source, candidate: Candidate, ratio: float | Ref) -> Candidate:
+    """Return a candidate whose weights, and the shift behind it, are divided by a number or a scalar."""
     from automap.align.tables import added_to
+
+    factor = Ref(src.derive("reciprocal", torch.reciprocal, ratio)) if isinstance(ratio, Ref) else 1.0 / ratio
 
     def claims() -> tuple[Claim, ...]:
         return tuple(
@@ -86,5 +100,5 @@ def rescaled(src: Source, candidate: Candidate, factor: float) -> Candidate:
     return replace(candidate, work_out=claims, key=key, shift=shift, is_folded=True)
 
 
-def _times(src: Source, index: int, factor: float) -> int:
+def _times(src: Source, index: int, factor: float | Ref) -> int:
     return src.derive("mul", torch.mul, Ref(index), factor)

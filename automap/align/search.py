@@ -19,7 +19,7 @@ from automap.align.moments import CLOSE
 from automap.align.outputs import relative_difference
 from automap.align.pins import Pin, fits_pins
 from automap.align.products import linear_candidates
-from automap.align.revise import keep_own, mend, repair
+from automap.align.revise import keep_own, mend
 from automap.align.table import Lookup, Side, Slot, Source, weight_operands
 from automap.align.tables import (
     bias_candidates,
@@ -331,7 +331,7 @@ class Search:
             partner = self._output_partner(index)
             if partner is None and index not in self.poisoned:
                 stop = Stop(index, "output")
-                partner = self._output_partner(index) if repair(self, stop) else None
+                partner = self._output_partner(index) if mend(self, stop) else None
             if partner is not None:
                 self._confirm(index, partner[1])
                 matched.append((partner[0], path, partner[1]))

@@ -35,13 +35,22 @@ class Wanted:
     fill: float = 0.0
 
 
-#: op -> what its operand must be for a wanted result, as (op, function) on the src side
-_INVERSES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "neg": ("neg", torch.neg),
-    "reciprocal": ("reciprocal", torch.reciprocal),
-    "exp": ("log", torch.log),
-    "log": ("exp", torch.exp),
-    "sqrt": ("square", torch.square),
+#: op -> what its operand must be for a wanted result, as steps (op, function) on the src side
+_INVERSES: dict[str, tuple[tuple[str, Callable[[Tensor], Tensor]], ...]] = {
+    "neg": (("neg", torch.neg),),
+    "reciprocal": (("reciprocal", torch.reciprocal),),
+    "exp": (("log", torch.log),),
+    "log": (("exp", torch.exp),),
+    "expm1": (("log1p", torch.log1p),),
+    "log1p": (("expm1", torch.expm1),),
+    "sqrt": (("square", torch.square),),
+    "rsqrt": (("square", torch.square), ("reciprocal", torch.reciprocal)),
+    "square": (("sqrt", torch.sqrt),),
+    "abs": (("abs", torch.abs),),
+    "relu": (("relu", torch.relu),),
+    "sigmoid": (("logit", torch.logit),),
+    "tanh": (("atanh", torch.atanh),),
+    "softplus": (("expm1", torch.expm1), ("log", torch.log)),
 }
 
 
@@ -76,7 +85,8 @@ class _Settling:
                 self.known[node.index] = self._laid_out(wanted, node)
             yield wanted
             return
-        for step in _moved_back(self.dest, node, wanted) if node.op in MOVES else self._undone(node, wanted):
+        is_layout = node.op in MOVES and node.op != "part"
+        for step in _moved_back(self.dest, node, wanted) if is_layout else self._undone(node, wanted):
             yield from self.carried_back(step)
 
     def _laid_out(self, wanted: Wanted, node: Node) -> int:
@@ -92,11 +102,11 @@ class _Settling:
             yield from self._shared_out(node, wanted, weights)
         elif node.op in ("add", "mul") and len(weights) == 1:
             yield self._without_number(node, wanted, weights[0])
-        elif node.op == "rsqrt":
-            squared = self._inverse(replace(wanted, value=weights[0]), "square", torch.square)
-            yield self._inverse(squared, "reciprocal", torch.reciprocal)
-        elif node.op in _INVERSES and len(weights) == 1:
-            yield self._inverse(replace(wanted, value=weights[0]), *_INVERSES[node.op])
+        elif node.op in _INVERSES and len(weights) == len(node.args) == 1:
+            wanted = replace(wanted, value=weights[0])
+            for op, function in _INVERSES[node.op]:
+                wanted = self._inverse(wanted, op, function)
+            yield wanted
         else:
             raise Unsettled
 

@@ -17,10 +17,13 @@ from automap.align.labels import Label, labels
 from automap.align.moments import clean, keys
 from automap.align.run import Run
 from automap.canonical.flow import Flow, Node, Ref, Role, refs_in, replace_refs
-from automap.canonical.provenance import Numbering, Part, Trace, parts, traces
+from automap.canonical.provenance import Numbering, Part, Trace, laid_out, parts, traces
+from automap.canonical.rules.layout import MOVES
 
 #: traces of so many elements are kept, larger ones made anew
 _KEPT = 65_536
+#: layout ops after which strides tell where each element is
+_STRIDED = {"reshape", "permute", "transpose", "slice", "select", "squeeze", "unsqueeze", "expand"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,13 @@ class Side:
         )
         return places[first.sort().values]
 
+    def is_reordered(self, weight: int) -> bool:
+        """Whether an op on the way from what is stored may put elements in another order than strides tell."""
+        nodes = [self.flow[i] for i in self.flow.ancestors([weight])]
+        return any(node.op in MOVES and node.op not in _STRIDED for node in nodes) or (
+            any(node.op in ("permute", "transpose") for node in nodes) and any(node.op == "reshape" for node in nodes)
+        )
+
     def is_shared(self, weight: int) -> bool:
         """Whether what is stored behind a weight-side value is computed with in more than one place."""
         leaves = [i for i in self.flow.ancestors([weight]) if i in self.flow.weights]
@@ -143,8 +153,8 @@ class Side:
         shape = self.flow[weight].shape
         if len(shape) < 3 or not self._passes_expand(weight):
             return False
-        found = self.traces(weight)
-        return all(bool((t.ids == t.ids[:1]).all()) for t in found) and bool(found)
+        places = laid_out(self.flow, weight, self.run.value)
+        return bool((places == places[:1]).all())
 
     def chosen_rows(self, form: LinearForm) -> Lookup | None:
         """Return a product with one-hot rows as the lookup it is, or None."""
@@ -314,11 +324,25 @@ class Source(Side):
         return [form for form in found if form is not None]
 
     @cached_property
+    def inputless(self) -> list[LinearForm]:
+        """The products with what is computed from weights alone, as uses of that as one weight."""
+        from automap.align.inputless import inputless_products
+
+        return inputless_products(self)
+
+    @cached_property
     def branches(self) -> list[LinearForm]:
         """The sums of products of one value, as one product each."""
         from automap.align.branches import summed_products
 
         return summed_products(self)
+
+    @cached_property
+    def chains(self) -> list[LinearForm]:
+        """Two products one after the other, as one product each."""
+        from automap.align.branches import chained_products
+
+        return chained_products(self)
 
     @cached_property
     def sums(self) -> list[tuple[ElementForm, int]]:

@@ -23,6 +23,7 @@ from automap.plan import (
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Slice,
     Source,
@@ -53,7 +54,7 @@ def narrowed(expr: Expr, dim: int, start: int, stop: int, leaves: Leaves) -> Exp
             return Concat(tuple(narrowed(arg, dim, start, stop, leaves) for arg in args), at)
         case Concat():
             return _narrowed_concat(expr, start, stop, leaves)
-        case Cast(arg) | Affine(arg) | Sqrt(arg):  # f(x)[a] = f(x[a])
+        case Cast(arg) | Affine(arg) | Sqrt(arg) | Pointwise(arg):  # f(x)[a] = f(x[a])
             return with_args(expr, (narrowed(arg, dim, start, stop, leaves),))
         case Norm(arg, dims) | Mean(arg, dims) if dim not in dims:  # the same, as other dims are reduced
             return with_args(expr, (narrowed(arg, dim, start, stop, leaves),))

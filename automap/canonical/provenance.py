@@ -6,6 +6,7 @@ weight element it is made of. `parts` splits the output channels of a linear op 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,11 @@ _BIJECTIVE = {
     "flip",
     "constant_pad_nd",
 }
+#: ops after which no element of the result is one of the operands'
+MIXING = {
+    "matmul", "convolution", "part", "inverse", "linalg_matrix_exp", "linalg_householder_product", "_linalg_solve_ex",
+    "linalg_inv_ex", "cumsum",
+}  # fmt: skip
 _COMMUTATIVE = {"add", "mul", "maximum", "minimum"}
 
 
@@ -96,8 +102,10 @@ def traces(flow: Flow, numbering: Numbering, index: int, constant: Any) -> tuple
         node = flow[step]
         if node.op == "weight":
             known[step] = (Trace(numbering.ids(flow, step), (), True),)
-        elif node.op in MOVES:
+        elif node.op in MOVES and node.op != "part":
             known[step] = _moved(node, known, constant, flow)
+        elif node.op in MIXING:
+            known[step] = ()
         else:
             known[step] = _mapped(node, known, flow)
     return known[index]
@@ -124,6 +132,33 @@ def _moved(node: Node, known: dict[int, tuple[Trace, ...]], constant: Any, flow:
         operands = {i: _with_path(known[i], path, flow[i]) for i in node.operands if i in known}
         found.append(Trace(moved(node, operands, constant), path, is_once))
     return tuple(found)
+
+
+def laid_out(flow: Flow, index: int, constant: Any) -> Tensor:
+    """Return for each element of a weight-side value its place among the values that layout ops made it from."""
+    known: dict[int, Tensor] = {}
+    start = 0
+    for step in sorted(_layout_side(flow, index)):
+        node = flow[step]
+        if node.op in MOVES and any(i in known for i in node.operands):
+            known[step] = moved(node, {i: known[i] for i in node.operands if i in known}, constant)
+        else:
+            size = math.prod(node.shape)
+            known[step] = torch.arange(start, start + size).view(node.shape)
+            start += size
+    return known[index]
+
+
+def _layout_side(flow: Flow, index: int) -> set[int]:
+    """A value and those it is laid out from, back to the nearest that are computed or stored."""
+    found: set[int] = set()
+    stack = [index]
+    while stack:
+        step = stack.pop()
+        found.add(step)
+        if flow[step].op in MOVES and flow[step].op != "part":
+            stack.extend(i for i in flow[step].operands if flow[i].role is Role.WEIGHT and i not in found)
+    return found
 
 
 def _with_path(found: tuple[Trace, ...], path: tuple[str, ...], node: Node) -> Tensor:
@@ -176,7 +211,7 @@ def _is_identity(node: Node, flow: Flow) -> bool:
     result = node.function(*args, **kwargs)
     return (
         isinstance(result, Tensor)
-        and result.shape == probe.shape
+        and (result.shape, result.dtype) == (probe.shape, probe.dtype)
         and torch.allclose(result, probe, rtol=1e-9, atol=1e-9)
     )
 

@@ -40,17 +40,20 @@ from automap.plan.expr import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Move,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Slice,
     Source,
     Sqrt,
     Subtract,
+    Tril,
     args_of,
     sources_of,
 )
@@ -129,6 +132,8 @@ class Writer:
                 return self._moved(expr, self.value)
             case Affine() | Add() | Subtract() | Multiply() | Divide() | MatMul() | Sqrt() | Norm() | Mean():
                 return self._chain(self._exact(expr), f".to({self._dtype(expr)})", expr)
+            case Pointwise() | MatrixFunction() | Tril():
+                return self._chain(self._exact(expr), f".to({self._dtype(expr)})", expr)
             case _:
                 assert_never(expr)
 
@@ -145,6 +150,8 @@ class Writer:
             case Slice() | Concat() | Permute() | Reshape() | Gather() | Pad() | Expand():
                 return self._moved(expr, self._exact)
             case Affine() | Add() | Subtract() | Multiply() | Divide() | MatMul() | Sqrt() | Norm() | Mean():
+                return self._computed(expr)
+            case Pointwise() | MatrixFunction() | Tril():
                 return self._computed(expr)
             case _:
                 assert_never(expr)
@@ -180,6 +187,10 @@ class Writer:
                 return self._scaled(arg, scale, shift)
             case Sqrt(arg):
                 return f"{self._operand(arg)}.sqrt()"
+            case Pointwise(arg, function) | MatrixFunction(arg, function):
+                return f"{self._operand(arg)}.{function}()"
+            case Tril(arg, diagonal):
+                return f"{self._operand(arg)}.tril({diagonal or ''})"
             case Norm(arg, dims):
                 items = (self._operand(arg), f"dim={tuple_text(dims)}", "keepdim=True")
                 return Group("torch.linalg.vector_norm(", items, ")")

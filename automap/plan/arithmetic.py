@@ -23,12 +23,12 @@ from automap.plan.expr import (
     Expand,
     Expr,
     Fill,
-    MatMul,
     Mean,
     Move,
     Multiply,
     Norm,
     Permute,
+    Pointwise,
     Reshape,
     Shape,
     Source,
@@ -55,10 +55,8 @@ def simpler_arithmetic(expr: Arithmetic) -> Expr | None:
             return _folded(expr)
         case Mean():
             return _simpler_mean(expr)
-        case Norm() | MatMul():
-            return None
         case _:
-            assert_never(expr)
+            return None
 
 
 def _folded(expr: Affine | Elementwise | Sqrt) -> Fill | None:
@@ -252,7 +250,7 @@ def _factors(expr: Expr) -> Iterator[tuple[type[Multiply | Divide], Expr, Expr]]
 
 def _layout_outside(expr: Expr) -> Expr | None:
     """f(layout(x)) = layout(f(x)) for one argument."""
-    if not isinstance(expr, Affine | Sqrt) or not isinstance(expr.arg, Permute | Reshape | Expand):
+    if not isinstance(expr, Affine | Sqrt | Pointwise) or not isinstance(expr.arg, Permute | Reshape | Expand):
         return None
     return replace(expr.arg, arg=replace(expr, arg=expr.arg.arg))
 

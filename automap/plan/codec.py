@@ -11,6 +11,8 @@ from typing import TypeAlias, TypeVar, assert_never
 from automap.errors import PlanError
 from automap.plan.dtypes import DTYPES
 from automap.plan.expr import (
+    MATRIX_FUNCTIONS,
+    POINTWISE,
     Add,
     Affine,
     Cast,
@@ -21,17 +23,20 @@ from automap.plan.expr import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Shape,
     Slice,
     Source,
     Sqrt,
     Subtract,
+    Tril,
     args_of,
     depth_of,
 )
@@ -42,7 +47,8 @@ MAX_RANK = 64
 MAX_ELEMENTS = 2**42
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
-OneArgument: TypeAlias = Slice | Permute | Reshape | Gather | Pad | Expand | Cast | Affine | Sqrt | Norm | Mean
+Map: TypeAlias = Pointwise | MatrixFunction | Tril
+OneArgument: TypeAlias = Slice | Permute | Reshape | Gather | Pad | Expand | Cast | Affine | Sqrt | Norm | Mean | Map
 T = TypeVar("T")
 
 
@@ -69,7 +75,11 @@ def _encoded(expr: Expr) -> dict[str, Json]:
         case Add() | Subtract() | Multiply() | Divide() | MatMul():
             return {"op": type(expr).__name__.lower(), "left": args[0], "right": args[1]}
         case _:
-            return {"op": type(expr).__name__.lower(), "arg": args[0], **_encoded_fields(expr)}
+            return {"op": _op(expr), "arg": args[0], **_encoded_fields(expr)}
+
+
+def _op(expr: OneArgument) -> str:
+    return "matrix_function" if isinstance(expr, MatrixFunction) else type(expr).__name__.lower()
 
 
 def _encoded_fields(expr: OneArgument) -> dict[str, Json]:
@@ -91,6 +101,10 @@ def _encoded_fields(expr: OneArgument) -> dict[str, Json]:
             return {"scale": _number(scale), "shift": _number(shift)}
         case Sqrt():
             return {}
+        case Pointwise(_, function) | MatrixFunction(_, function):
+            return {"function": function}
+        case Tril(_, diagonal):
+            return {"diagonal": diagonal}
         case _:
             assert_never(expr)
 
@@ -187,6 +201,9 @@ _READERS: Mapping[str, Callable[[Fields, ArgReader], Expr]] = {
     "sqrt": lambda f, arg: Sqrt(f.take("arg", arg)),
     "norm": lambda f, arg: Norm(f.take("arg", arg), f.take("dims", read_sizes)),
     "mean": lambda f, arg: Mean(f.take("arg", arg), f.take("dims", read_sizes)),
+    "pointwise": lambda f, arg: Pointwise(f.take("arg", arg), f.take("function", _one_of(POINTWISE))),
+    "matrix_function": lambda f, arg: MatrixFunction(f.take("arg", arg), f.take("function", _one_of(MATRIX_FUNCTIONS))),
+    "tril": lambda f, arg: Tril(f.take("arg", arg), f.take("diagonal", _read_offset)),
     "add": lambda f, arg: Add(f.take("left", arg), f.take("right", arg)),
     "subtract": lambda f, arg: Subtract(f.take("left", arg), f.take("right", arg)),
     "multiply": lambda f, arg: Multiply(f.take("left", arg), f.take("right", arg)),
@@ -225,6 +242,20 @@ def read_sizes(data: object, place: str) -> tuple[int, ...]:
     if isinstance(data, list) and all(type(item) is int and 0 <= item <= MAX_ELEMENTS for item in data):
         return tuple(data)
     return _each(read_size)(data, place)
+
+
+def _one_of(names: tuple[str, ...]) -> Callable[[object, str], str]:
+    def read_name(data: object, place: str) -> str:
+        name = read_text(data, place)
+        if name not in names:
+            raise PlanError(f"{place} is `{name}`, not one of {', '.join(names)}")
+        return name
+
+    return read_name
+
+
+def _read_offset(data: object, place: str) -> int:
+    return -read_size(-data, place) if type(data) is int and data < 0 else read_size(data, place)
 
 
 def _read_dtype(data: object, place: str) -> str:

@@ -17,16 +17,19 @@ from automap.plan.expr import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Slice,
     Source,
     Sqrt,
     Subtract,
+    Tril,
     args_of,
     walk_sources,
 )
@@ -57,7 +60,7 @@ def dtype_of(expr: Expr) -> str:
             return dtype
         case Slice(arg) | Permute(arg) | Reshape(arg) | Gather(arg) | Pad(arg) | Expand(arg):
             return dtype_of(arg)
-        case Affine(arg) | Sqrt(arg) | Norm(arg) | Mean(arg):
+        case Affine(arg) | Sqrt(arg) | Norm(arg) | Mean(arg) | Pointwise(arg) | MatrixFunction(arg) | Tril(arg):
             return dtype_of(arg)
         case Concat() | Add() | Subtract() | Multiply() | Divide() | MatMul():
             return _promoted({dtype_of(arg) for arg in voting_args(expr)})

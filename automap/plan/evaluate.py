@@ -28,17 +28,20 @@ from automap.plan.expr import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Move,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Slice,
     Source,
     Sqrt,
     Subtract,
+    Tril,
     args_of,
     with_args,
 )
@@ -87,6 +90,8 @@ def _value(expr: Expr, state: Mapping[str, Tensor]) -> Tensor:
             return _moved(expr, [_value(arg, state) for arg in args_of(expr)])
         case Affine() | Add() | Subtract() | Multiply() | Divide() | MatMul() | Sqrt() | Norm() | Mean():
             return _exact_value(expr, state).to(torch_dtype(dtype_of(expr)))
+        case Pointwise() | MatrixFunction() | Tril():
+            return _exact_value(expr, state).to(torch_dtype(dtype_of(expr)))
         case _:
             assert_never(expr)
 
@@ -106,6 +111,8 @@ def _exact_value(expr: Expr, state: Mapping[str, Tensor]) -> Tensor:
         case Slice() | Concat() | Permute() | Reshape() | Gather() | Pad() | Expand():
             return _moved(expr, [_exact_value(arg, state) for arg in args_of(expr)])
         case Affine() | Add() | Subtract() | Multiply() | Divide() | MatMul() | Sqrt() | Norm() | Mean():
+            return _computed(expr, [_exact_value(arg, state) for arg in args_of(expr)])
+        case Pointwise() | MatrixFunction() | Tril():
             return _computed(expr, [_exact_value(arg, state) for arg in args_of(expr)])
         case _:
             assert_never(expr)
@@ -212,6 +219,13 @@ def _computed(expr: Arithmetic, values: list[Tensor]) -> Tensor:
             return _affine_value(values[0], scale, shift)
         case Sqrt():
             return values[0].sqrt()
+        case Pointwise(_, function):
+            return _pointwise_value(values[0], function)
+        case MatrixFunction(_, function):
+            of_matrix: Tensor = getattr(torch, function)(values[0])
+            return of_matrix
+        case Tril(_, diagonal):
+            return values[0].tril(diagonal)
         case Norm(_, dims):
             norm: Tensor = torch.linalg.vector_norm(values[0], dim=dims, keepdim=True)
             return norm
@@ -221,6 +235,11 @@ def _computed(expr: Arithmetic, values: list[Tensor]) -> Tensor:
             return _combined(expr, *_joined(expr, values))
         case _:
             assert_never(expr)
+
+
+def _pointwise_value(value: Tensor, function: str) -> Tensor:
+    result: Tensor = getattr(value, function)()
+    return result
 
 
 def _affine_value(value: Tensor, scale: float, shift: float) -> Tensor:

@@ -4,7 +4,7 @@ Every interpreter (`shape_of`, `dtype_of`, evaluate, simplify, format, JSON, inv
 hold plain data only, so that an expression can be hashed, compared, saved and sent to another process.
 
 Dtypes are names ("float32"). Leaves are Source and Fill. Move nodes (Slice to Expand) move elements and constants
-and keep the dtype, `Cast` changes it. Arithmetic nodes (Affine to Mean) compute in float64 and round once (see
+and keep the dtype, `Cast` changes it. Arithmetic nodes (Affine to Tril) compute in float64 and round once (see
 evaluate); constants follow the weights they are joined with (see dtypes).
 """
 
@@ -184,10 +184,41 @@ class Mean:
     dims: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Pointwise:
+    """`function` of every element: one of POINTWISE, each as torch has it."""
+
+    arg: Expr
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixFunction:
+    """`function` of the square matrices in the last two dims: one of MATRIX_FUNCTIONS."""
+
+    arg: Expr
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tril:
+    """The matrices in the last two dims with zeros above a diagonal: 0 is the main one, 1 the one above it."""
+
+    arg: Expr
+    diagonal: int = 0
+
+
+POINTWISE = (
+    *("abs", "atanh", "cos", "exp", "expm1", "log", "log1p", "logit", "relu"),
+    *("sigmoid", "sign", "sin", "tanh", "trunc"),
+)
+#: the inverse and the exponential of a matrix
+MATRIX_FUNCTIONS = ("inverse", "matrix_exp")
+
 Move: TypeAlias = Slice | Concat | Permute | Reshape | Gather | Pad | Expand
 Elementwise: TypeAlias = Add | Subtract | Multiply | Divide
 Binary: TypeAlias = Elementwise | MatMul
-Arithmetic: TypeAlias = Affine | Binary | Sqrt | Norm | Mean
+Arithmetic: TypeAlias = Affine | Binary | Sqrt | Norm | Mean | Pointwise | MatrixFunction | Tril
 Expr: TypeAlias = Source | Fill | Move | Cast | Arithmetic
 
 
@@ -198,7 +229,7 @@ def args_of(expr: Expr) -> tuple[Expr, ...]:
             return ()
         case Slice(arg) | Permute(arg) | Reshape(arg) | Gather(arg) | Pad(arg) | Expand(arg) | Cast(arg):
             return (arg,)
-        case Affine(arg) | Sqrt(arg) | Norm(arg) | Mean(arg):
+        case Affine(arg) | Sqrt(arg) | Norm(arg) | Mean(arg) | Pointwise(arg) | MatrixFunction(arg) | Tril(arg):
             return (arg,)
         case Concat(args):
             return args
@@ -215,7 +246,7 @@ def with_args(expr: Expr, args: tuple[Expr, ...]) -> Expr:
             return expr
         case Slice() | Permute() | Reshape() | Gather() | Pad() | Expand() | Cast():
             return replace(expr, arg=args[0])
-        case Affine() | Sqrt() | Norm() | Mean():
+        case Affine() | Sqrt() | Norm() | Mean() | Pointwise() | MatrixFunction() | Tril():
             return replace(expr, arg=args[0])
         case Concat():
             return replace(expr, args=args)

@@ -28,17 +28,20 @@ from automap.plan.expr import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Shape,
     Slice,
     Source,
     Sqrt,
     Subtract,
+    Tril,
     args_of,
     depth_of,
     sources_of,
@@ -116,6 +119,8 @@ def _solve(expr: Expr, value: Expr, parts: _Parts) -> None:
         case Permute() | Reshape() | Cast() | Expand():
             _solve_layout(expr, value, parts)
         case Affine() | Add() | Subtract() | Multiply() | Divide() | MatMul() | Sqrt() | Norm() | Mean():
+            _solve(*undone(expr, value), parts)
+        case Pointwise() | MatrixFunction() | Tril():
             _solve(*undone(expr, value), parts)
         case _:
             assert_never(expr)

@@ -20,22 +20,25 @@ from automap.plan.expr import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Move,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Shape,
     Slice,
     Source,
     Sqrt,
     Subtract,
+    Tril,
     args_of,
 )
 from automap.plan.layout import chain_of, layout_of
-from automap.plan.patterns import pattern_of, repeat_of
+from automap.plan.patterns import identity_of, pattern_of, repeat_of
 from automap.plan.shapes import shape_of
 from automap.plan.simplify import simplify
 from automap.plan.template import numbered_args
@@ -66,6 +69,10 @@ def format_expr(expr: Expr) -> str:
             return _binary_text(expr)
         case Sqrt(arg):
             return f"sqrt({format_expr(arg)})"
+        case Pointwise(arg, function) | MatrixFunction(arg, function):
+            return f"{function}({format_expr(arg)})"
+        case Tril(arg, diagonal):
+            return f"tril({format_expr(arg)}{f', {diagonal}' if diagonal else ''})"
         case Norm(arg, dims) | Mean(arg, dims):
             return f"{type(expr).__name__.lower()}({format_expr(arg)}, dims=({_tuple_text(dims)}))"
         case _:
@@ -78,6 +85,8 @@ def _moved_text(expr: Move) -> str:
             return _slice_text(expr)
         case Concat():
             return _concat_text(expr)
+        case Reshape() if (size := identity_of(expr)) is not None:
+            return f"eye({size})"
         case Permute() | Reshape():
             return _chain_text(expr)
         case Gather(arg, dim, indices):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from automap.plan.expr import Expand, Expr, Permute, Reshape, Source
+from automap.plan.expr import Expand, Expr, Fill, Pad, Permute, Reshape, Slice, Source
 from automap.plan.layout import Groups, Layout, chain_of, layout_of
 from automap.plan.shapes import shape_of
 
@@ -49,6 +49,15 @@ def repeat_of(expr: Expr) -> tuple[Expr, str] | None:
         view = _behind(view, link, ())
     layout = layout_of(view)
     return (base, pattern_of(layout, count)) if layout is not None else None
+
+
+def identity_of(expr: Expr) -> int | None:
+    """The size of a matrix with ones on its main diagonal and zeros beside it, made of `Pad`; None for others."""
+    match expr:
+        case Reshape(Slice(Reshape(Pad(Fill(1, (rows, 1)), (0, 0), (0, columns))), (0,), _, (1,)), shape):
+            return rows if shape == (rows, rows) and columns == rows else None
+        case _:
+            return None
 
 
 def _behind(view: Expr, link: Reshape | Permute, counts: tuple[int, ...]) -> Expr:

@@ -19,17 +19,20 @@ from automap.plan.expr import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Shape,
     Slice,
     Source,
     Sqrt,
     Subtract,
+    Tril,
     with_args,
 )
 from automap.plan.shapes import shape_of
@@ -89,6 +92,8 @@ class _Redraw:
             case Affine(_, scale):
                 return replace(sketch.expr, arg=args[0], scale=self._number(scale))
             case Concat() | Permute() | Gather() | Cast() | Sqrt() | Norm() | Mean():
+                return with_args(sketch.expr, args)
+            case Pointwise() | MatrixFunction() | Tril():
                 return with_args(sketch.expr, args)
             case Add() | Subtract() | Multiply() | Divide() | MatMul():
                 return with_args(sketch.expr, args)

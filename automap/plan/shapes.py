@@ -18,17 +18,20 @@ from automap.plan.expr import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Shape,
     Slice,
     Source,
     Sqrt,
     Subtract,
+    Tril,
     args_of,
 )
 
@@ -77,8 +80,10 @@ def node_shape(expr: Expr, shapes: tuple[Shape, ...]) -> Shape:
 
 def _computed_shape(expr: Arithmetic, shapes: tuple[Shape, ...]) -> Shape:
     match expr:
-        case Affine() | Sqrt():
+        case Affine() | Sqrt() | Pointwise():
             return shapes[0]
+        case MatrixFunction() | Tril():
+            return _matrix_shape(expr, shapes[0])
         case Norm(dims=dims) | Mean(dims=dims):
             return _reduced_shape(dims, shapes[0])
         case Add() | Subtract() | Multiply() | Divide():
@@ -87,6 +92,13 @@ def _computed_shape(expr: Arithmetic, shapes: tuple[Shape, ...]) -> Shape:
             return _matmul_shape(*shapes)
         case _:
             assert_never(expr)
+
+
+def _matrix_shape(expr: MatrixFunction | Tril, shape: Shape) -> Shape:
+    if len(shape) < 2 or (isinstance(expr, MatrixFunction) and shape[-1] != shape[-2]):
+        kind = f"{expr.function} of square matrices" if isinstance(expr, MatrixFunction) else "tril of matrices"
+        raise PlanError(f"{kind} does not fit shape {shape}")
+    return shape
 
 
 def _checked_shape(shape: Shape) -> Shape:

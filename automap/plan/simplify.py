@@ -26,17 +26,20 @@ from automap.plan.expr import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Shape,
     Slice,
     Source,
     Sqrt,
     Subtract,
+    Tril,
     args_of,
     is_computed,
     with_args,
@@ -84,6 +87,8 @@ def _step(expr: Expr) -> Expr | None:
             keeps = dtype_of(arg) == dtype and (is_float(dtype) or not is_computed(arg))
             return arg if keeps else None  # cast(x, dtype of x) = x
         case Affine() | Add() | Subtract() | Multiply() | Divide() | MatMul() | Sqrt() | Norm() | Mean():
+            return _changed(expr, simpler_arithmetic(expr)) or _by_rules(expr)
+        case Pointwise() | MatrixFunction() | Tril():
             return _changed(expr, simpler_arithmetic(expr)) or _by_rules(expr)
         case Source() | Fill():
             return None

@@ -23,17 +23,20 @@ from automap.plan.expr import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Shape,
     Slice,
     Source,
     Sqrt,
     Subtract,
+    Tril,
     args_of,
 )
 from automap.plan.shapes import node_shape
@@ -142,7 +145,10 @@ class _Pen:
 
     def _computed(self, expr: Arithmetic, args: tuple[tuple[Size, ...], ...]) -> tuple[Size, ...]:
         match expr:
-            case Affine() | Sqrt():
+            case Affine() | Sqrt() | Pointwise() | Tril():
+                return args[0]
+            case MatrixFunction():
+                self._equate(args[0][-1:], args[0][-2:-1])
                 return args[0]
             case Norm(_, dims) | Mean(_, dims):
                 return tuple(() if dim in dims else size for dim, size in enumerate(args[0]))

@@ -18,15 +18,20 @@ from automap.plan.expr import (
     Elementwise,
     Expr,
     MatMul,
+    MatrixFunction,
     Mean,
     Multiply,
     Norm,
+    Pointwise,
     Sqrt,
     Subtract,
+    Tril,
     sources_of,
 )
 from automap.plan.shapes import shape_of
 
+_OPPOSITES = {"exp": "log", "expm1": "log1p", "sigmoid": "logit", "tanh": "atanh"}
+_OPPOSITES |= {opposite: function for function, opposite in _OPPOSITES.items()}
 _RESULTS = {
     Add: "the sum",
     Subtract: "the difference",
@@ -49,6 +54,14 @@ def undone(expr: Arithmetic, value: Expr) -> tuple[Expr, Expr]:
             return arg, Affine(Affine(value, shift=-shift), scale=1 / scale)
         case Sqrt(arg):
             return arg, Multiply(value, value)
+        case Pointwise(arg, function) if function in _OPPOSITES:
+            return arg, Pointwise(value, _OPPOSITES[function])
+        case MatrixFunction(arg, "inverse"):
+            return arg, MatrixFunction(value, "inverse")
+        case Pointwise(arg, function) | MatrixFunction(arg, function):
+            raise PlanError(f"{function} of {names_of(arg)} is not undone: other values have the same")
+        case Tril(arg):
+            raise PlanError(f"only the lower triangle of {names_of(arg)} is left of it")
         case Norm(arg) | Mean(arg):
             raise PlanError(f"only the {type(expr).__name__.lower()} of {names_of(arg)} is left of it")
         case MatMul():

@@ -22,17 +22,20 @@ from automap.plan import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Slice,
     Source,
     SourceTensor,
     Sqrt,
     Subtract,
+    Tril,
     evaluate,
     shape_of,
     sources_of,
@@ -171,15 +174,29 @@ def products(draw: st.DrawFn, arg: Expr) -> Expr:
 
 
 @st.composite
+def matrices(draw: st.DrawFn, arg: Expr) -> Expr:
+    """Functions of the matrices in the last two dims; what is inverted or raised is harmless."""
+    rows, columns = shape_of(arg)[-2:]
+    if draw(st.booleans()) or rows != columns:
+        return Tril(arg, draw(st.integers(-2, 2)))
+    small = Affine(Tril(Pointwise(arg, "tanh"), -1), 0.5)
+    return MatrixFunction(small, "matrix_exp")
+
+
+@st.composite
 def changes(draw: st.DrawFn, arg: Expr) -> Expr:
     """A node that changes values."""
-    kind = draw(st.sampled_from(["cast", "affine", "sqrt", "operation", "reduction", "product"]))
+    kind = draw(st.sampled_from(["cast", "affine", "sqrt", "function", "matrix", "operation", "reduction", "product"]))
     if kind == "affine":
         return Affine(arg, draw(st.sampled_from([1.0, 0.5, -2.0])), draw(st.sampled_from([0.0, 1.0])))
     if kind == "cast":
         return Cast(arg, draw(st.sampled_from(["float32", "bfloat16", "float64"])))
     if kind == "sqrt":
         return Sqrt(arg)
+    if kind == "function":
+        return Pointwise(arg, draw(st.sampled_from(["abs", "cos", "relu", "sigmoid", "sin", "tanh"])))
+    if kind == "matrix":
+        return draw(matrices(arg)) if len(shape_of(arg)) > 1 else Sqrt(arg)
     return draw({"operation": operations, "reduction": reductions, "product": products}[kind](arg))
 
 

@@ -30,7 +30,35 @@ def product(builder: Builder, left: Any, right: Any) -> Ref:
         if inner is not None and builder.role(data) is Role.ACTIVATION:
             left, right = product(builder, data, inner[0]), inner[1]
             break
+    for data, weight in ((left, right), (right, left)):
+        inside = _stacked_product(builder, data, weight)
+        if inside is not None:
+            return inside
     return builder.add("mul", torch.mul, left, right, shape=_broadcast(builder, left, right))
+
+
+def _stacked_product(builder: Builder, value: Any, weight: Any) -> Ref | None:
+    """`(a @ b) * w` with one number of w for each matrix of the stack, as `(a * w) @ b`; None for other values."""
+    shape = builder.shape(weight)
+    is_per_matrix = len(shape) > 2 and shape[-2:] == (1, 1) and any(size > 1 for size in shape)
+    if not is_per_matrix or builder.role(weight) is not Role.WEIGHT or builder.role(value) is not Role.ACTIVATION:
+        return None
+    size, node = builder.shape(value), builder.nodes[value.index]
+    inner = builder.nodes[node.args[0].index] if node.op == "reshape" else node
+    if inner.op != "matmul" or inner.shape[-2:] != size[-2:] or len(shape) > len(size):
+        return None
+    left, right = inner.args
+    before = builder.nodes[left.index]
+    if inner is not node and before.op == "reshape" and isinstance(before.args[0], Ref):
+        left = before.args[0]
+    if builder.shape(left)[:-2] != size[:-2] or builder.role(left) is not Role.ACTIVATION:
+        return None
+    scaled_left = builder.add("mul", torch.mul, left, weight, shape=builder.shape(left))
+    if inner is node:
+        return builder.add("matmul", torch.matmul, scaled_left, right, shape=size)
+    flat = builder.add("reshape", torch.reshape, scaled_left, before.shape, shape=before.shape)
+    found = builder.add("matmul", torch.matmul, flat, right, shape=inner.shape)
+    return builder.add("reshape", torch.reshape, found, size, shape=size)
 
 
 def weighted(builder: Builder, value: Any) -> tuple[Ref, Ref] | None:
