@@ -1,4 +1,7 @@
-"""`hf://ORG/NAME[@REVISION][/FILE]`: the copy in the hub's cache where there is one, else the repository itself."""
+"""`hf://ORG/NAME[@REVISION][/FILE]`: the copy in the hub's cache where there is one, else the repository itself.
+
+A repository is read at the commit that its revision is when the run begins, whatever is pushed to it meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,20 @@ from pathlib import Path
 from automap.errors import FileError
 
 _SCHEME = "hf://"
+_OTHER_KINDS = ("datasets/", "spaces/", "kernels/", "buckets/")  # left to the hub's own file system
 
 
 def hub_place(spec: str) -> str:
-    """The spec with a `hf://` repository replaced by its folder in the local cache, if it has one with weights.
+    """The spec with a `hf://` repository replaced by its folder in the cache if that has weights, else by its commit.
 
     Raises:
-        FileError: the repository is not in the cache, and the hub is not to be asked.
+        FileError: the repository is not in the cache, and the hub does not have it or is not to be asked.
 
     Example:
         >>> hub_place("run7.pt:model")
         'run7.pt:model'
     """
-    if not spec.startswith(_SCHEME):
+    if not spec.startswith(_SCHEME) or spec.removeprefix(_SCHEME).startswith(_OTHER_KINDS):
         return spec
     from huggingface_hub import constants
 
@@ -29,7 +33,8 @@ def hub_place(spec: str) -> str:
         return str(folder / file) if file else str(folder)
     if constants.HF_HUB_OFFLINE:
         raise FileError(f"{spec} is not in the local cache, and the hub is off-line (HF_HUB_OFFLINE)")
-    return spec
+    commit = _commit(repository, revision)
+    return f"{_SCHEME}{repository}@{commit}" + (f"/{file}" if file else "")
 
 
 def _split(spec: str) -> tuple[str, str | None, str]:
@@ -52,6 +57,27 @@ def _cached(repository: str, revision: str | None) -> Path | None:
         return None
     except HFValidationError as problem:
         raise FileError(f"hf://{repository} names no repository: {problem}") from problem
+
+
+def _commit(repository: str, revision: str | None) -> str:
+    """The commit that a revision of a repository on the hub is now."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    spec = f"{_SCHEME}{repository}"
+    try:
+        commit = HfApi().model_info(repository, revision=revision).sha
+    except GatedRepoError as problem:
+        raise FileError(f"{spec} is gated: its terms have to be accepted on its page first") from problem
+    except RepositoryNotFoundError as problem:
+        advice = "check the name; a private one needs `hf auth login`"
+        raise FileError(f"the hub has no repository {spec}", help=advice) from problem
+    except RevisionNotFoundError as problem:
+        raise FileError(f"{spec} has no revision {revision}") from problem
+    except Exception as problem:  # whatever the hub's client of the day raises where there is no network
+        raise FileError(f"{spec} cannot be reached: {' '.join(str(problem).split())[:200]}") from problem
+    assert commit is not None
+    return commit
 
 
 def _has_weights(folder: Path, file: str) -> bool:

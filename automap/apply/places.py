@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from automap.errors import CheckpointError, FileError
+from automap.errors import AutomapError, CheckpointError, FileError
 
 _MOST_OPEN = 64  # files of one task, far below the usual limit of a process
+_BUCKETS = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://", "abfss://", "oss://")  # folders are but names
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +105,15 @@ class Place:
 
     def read_range(self, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of a remote file."""
-        return bytes(self._ask("cat_file", start=start, end=stop))
+        options = {"cache_type": "none"} if self._is_on_hub else {}  # else it reads 5 MB ahead each time
+        return bytes(self._ask("cat_file", start=start, end=stop, **options))
 
     def make_dir(self) -> None:
         """Create the folder and those above it, if they are missing."""
-        self.path.mkdir(parents=True, exist_ok=True) if self.is_local else self._ask("makedirs", exist_ok=True)
+        if self.is_local:
+            self.path.mkdir(parents=True, exist_ok=True)
+        elif not self.text.startswith(_BUCKETS):
+            self._ask("makedirs", exist_ok=True)
 
     def write(self, content: bytes) -> None:
         """Write a small file that is there whole or not at all."""
@@ -134,10 +139,22 @@ class Place:
         elif self.exists():
             self._ask("rm", recursive=True)
 
+    @property
+    def _is_on_hub(self) -> bool:
+        return self.text.startswith("hf://")
+
     def _ask(self, method: str, *args: object, **options: object) -> Any:
+        """What the store answers; OSError, whatever its driver raises."""
         system, path = _filesystem(self)
         call: Callable[..., Any] = getattr(system, method)
-        return call(path, *args, **options)
+        if not self._is_on_hub:  # a commit does not change, but other processes write into the folder of a run
+            system.invalidate_cache(path)
+        try:
+            return call(path, *args, **options)
+        except (OSError, AutomapError):
+            raise
+        except Exception as problem:  # of a driver, each with its own
+            raise OSError(f"{self}: {type(problem).__name__}: {' '.join(str(problem).split())[:200]}") from problem
 
 
 def place_of(spec: str | os.PathLike[str]) -> Place:
@@ -189,7 +206,9 @@ def _filesystem(place: Place) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(place.text)
     except ImportError as problem:
-        raise FileError(f"{place} cannot be reached: {problem}", help="install the package that it names") from problem
+        scheme = place.text.partition("://")[0]
+        advice = "install the package that it names"
+        raise FileError(f"{scheme}:// cannot be reached: {problem}", help=advice) from problem
     except ValueError as problem:
         raise FileError(f"{place} cannot be reached: {problem}") from problem
     return system, path

@@ -113,14 +113,17 @@ def apply_plan(
     """
     options = Options(memory=memory, max_shard_size=max_shard_size, dtype=dtype, is_local=executor is None)
     began = time.perf_counter()
-    job = prepare_job(plan, checkpoint, out, options)
+    with _clear_refusals(checkpoint):
+        job = prepare_job(plan, checkpoint, out, options)
     if dry_run:
         return _summary(job, is_dry=True)
     meter = _Meter(job, progress, passes=2 if check else 1)
-    done = _published_before(job, meter) if resume else None
+    with _clear_refusals(out):
+        done = _published_before(job, meter) if resume else None
     if done is None:
-        job.work.recover()
-        job.check_out(overwrite=overwrite)
+        with _clear_refusals(out):
+            job.work.recover()
+            job.check_out(overwrite=overwrite)
         with job.work.locked(), _clear_failures(job), _executor(executor, job) as pool:
             done = _run(job, pool, meter, resume=resume, check=check)
     elapsed_s = time.perf_counter() - began
@@ -175,6 +178,15 @@ def _executor(given: Executor | None, job: ApplyJob) -> Iterator[Executor]:
         return
     with ThreadPoolExecutor(job.worker_count, thread_name_prefix="automap-apply") as pool:
         yield pool
+
+
+@contextmanager
+def _clear_refusals(place: str | Path) -> Iterator[None]:
+    """Turn what the system or a store refuses before the work begins into an error that says where."""
+    try:
+        yield
+    except OSError as problem:
+        raise FileError(f"{place} cannot be reached: {problem}") from problem
 
 
 @contextmanager

@@ -7,11 +7,11 @@ block is a family of its own.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
+from automap.export.sizeless import sizeless
 from automap.plan.expr import Expr, Source, args_of, sources_of, walk_sources, with_args
 from automap.plan.fold import Index, Rule, fold
 from automap.plan.plan import Plan
@@ -71,18 +71,13 @@ def closed_families(plan: Plan) -> tuple[Family, ...]:
 
 
 def _rules(plan: Plan, kept: set[str]) -> tuple[Rule, ...]:
-    """The folded plan, what is only renamed first: without shapes, so that blocks of other widths fold too.
+    """The folded plan, first what is made alike whatever its sizes, so that blocks of other widths fold too.
 
-    Src tensors that several dest tensors read, and those of the dest tensors in `kept`, stay as they are.
+    What reads a src tensor that a dest tensor in `kept` reads stays as it is.
     """
-    readers = Counter(source.name for expr in plan.entries.values() for source in sources_of(expr))
-    renames: dict[str, Expr] = {
-        dest: Source(expr.name, ())
-        for dest, expr in plan.entries.items()
-        if isinstance(expr, Source) and readers[expr.name] == 1 and dest not in kept
-    }
-    others = {dest: expr for dest, expr in plan.entries.items() if dest not in renames}
-    return (*fold(Plan(renames)).rules, *fold(Plan(others)).rules)
+    alike = sizeless(plan.entries, kept)
+    others = {dest: expr for dest, expr in plan.entries.items() if dest not in alike}
+    return (*fold(Plan(alike)).rules, *fold(Plan(others)).rules)
 
 
 def _blocks(rules: Sequence[Rule]) -> list[Family]:

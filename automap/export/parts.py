@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from automap.export.families import Family, numbered, replaced
@@ -41,7 +42,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Dest tensors that are made of equal pieces of `source` along `dim`, all pieces treated alike.
+    """Dest tensors that are made of equal pieces of `source` along `dim`, all pieces treated alike, `size` long.
 
     `made` has the dest names, with `{variable}` for the number of the piece, and what each is of the piece, PART.
     """
@@ -80,14 +81,25 @@ def count_of(family: Family) -> Count | None:
         return None
     (source,) = family.sources
     for dim, whole in enumerate(source.shape):
-        (size, *others) = {piece.stop[dim] - piece.start[dim] for _, piece, _ in found}
-        if others or whole // size < MIN_COUNTED or whole % size or any(p.start[dim] % size for _, p, _ in found):
-            continue
-        members = [(piece.start[dim] // size, dest, _within(piece, dim, made)) for dest, piece, made in found]
-        counted = _counted(members, whole // size)
-        if counted is not None:
-            return Count(source, dim, size, *counted)
+        for size in _sizes(found, dim, whole):
+            members = [(piece.start[dim] // size, dest, _within(piece, dim, size, made)) for dest, piece, made in found]
+            counted = _counted(members, whole // size)
+            if counted is not None:
+                return Count(source, dim, size, *counted)
     return None
+
+
+def _sizes(found: Sequence[tuple[str, Slice, Expr]], dim: int, whole: int) -> list[int]:
+    """The sizes that equal parts of a tensor may have of which each holds pieces as a whole, smallest first."""
+    names = Counter(blanked(dest) for dest, _, _ in found)
+    sizes = {whole // count for count in names.values()} | {piece.stop[dim] - piece.start[dim] for _, piece, _ in found}
+    return [
+        size
+        for size in sorted(sizes - {0})
+        if whole % size == 0
+        and whole // size >= MIN_COUNTED
+        and all(piece.start[dim] // size == (piece.stop[dim] - 1) // size for _, piece, _ in found)
+    ]
 
 
 def _counted(members: Iterable[tuple[int, str, Expr]], count: int) -> tuple[str, tuple[tuple[str, Expr], ...]] | None:
@@ -108,11 +120,11 @@ def _counted(members: Iterable[tuple[int, str, Expr]], count: int) -> tuple[str,
     return None if others or not variable else (variable, tuple(made_by.items()))
 
 
-def _within(piece: Slice, dim: int, made: Expr) -> Expr:
-    """What a dest tensor is of its piece along `dim`, whatever it takes of the other dims."""
-    size = shape_of(piece)[dim]
+def _within(piece: Slice, dim: int, size: int, made: Expr) -> Expr:
+    """What a dest tensor is of the part of `size` along `dim` that its piece lies in."""
     start, stop, whole = list(piece.start), list(piece.stop), list(shape_of(piece.arg))
-    start[dim], stop[dim], whole[dim] = 0, size, size
+    first = start[dim] - start[dim] % size
+    start[dim], stop[dim], whole[dim] = start[dim] - first, stop[dim] - first, size
     inner = simplify(Slice(Source(PART, tuple(whole)), tuple(start), tuple(stop), piece.step))
     return replaced(made, lambda node: inner if isinstance(node, Source) else None)
 

@@ -29,13 +29,30 @@ def fused(count: int = 3) -> Plan:
 
 def test_parts_of_one_tensor_are_one_family_for_all_blocks() -> None:
     (family,) = families_of(fused())
-    assert family == Family(tuple((f"l.{{i}}.{n}", rows(QKV, k, 3)) for k, n in enumerate("qkv")), LAYERS)
+    parts = tuple((f"l.{{i}}.{n}", Slice(Source("h.{i}.qkv", (3,)), (k,), (k + 1,), (1,))) for k, n in enumerate("qkv"))
+    assert family == Family(parts, LAYERS)
 
 
-def test_blocks_made_in_different_ways_are_families_of_their_own() -> None:
+def test_even_cuts_fold_whatever_their_widths() -> None:
+    entries: dict[str, Expr] = {}
+    for stage, width in enumerate((4, 8, 16)):
+        for part, name in enumerate("qkv"):
+            start = (0, part * width)
+            whole = Source(f"h.{stage}.qkv", (2, 3 * width))
+            entries[f"l.{stage}.{name}"] = Slice(whole, start, (2, start[1] + width), (1, 1))
+    (family,) = families_of(Plan(entries))
+    cut = cut_of(family)
+    assert family.indices == LAYERS
+    assert cut is not None
+    assert (cut.dim, cut.sizes) == (1, (1, 1, 1))
+    uneven = {**entries, "l.2.v": Slice(Source("h.2.qkv", (2, 48)), (0, 33), (2, 48), (1, 1))}
+    assert [family.indices for family in families_of(Plan(uneven))] == [(Index("i", 0, 1),), ()]
+
+
+def test_a_block_that_is_made_in_another_way_is_a_family_of_its_own() -> None:
     plan = fused()
     last = Plan({**plan.entries, "l.2.q": Permute(rows(Source("h.2.qkv", (6, 4)), 0, 3), (0, 1))})
-    assert [family.indices for family in closed_families(last)] == [(), (), ()]
+    assert [family.indices for family in closed_families(last)] == [(Index("i", 0, 1),), ()]
 
 
 def test_a_tensor_that_all_blocks_read_is_one_family_when_closed() -> None:
@@ -160,6 +177,11 @@ def expert(number: int, start: int = 0, stop: int = 4) -> Expr:
         ),
         pytest.param(
             {f"e.{n}.w": rows(Source("up", (6, 2)), n, 3) for n in range(3)}, ("e", 0, 2, ["e.{e}.w"]), id="rows"
+        ),
+        pytest.param(
+            {f"e.{n}.{w}": rows(Source("up", (12, 2)), 2 * n + k, 6) for n in range(3) for k, w in enumerate("ab")},
+            ("e", 0, 4, ["e.{e}.a", "e.{e}.b"]),
+            id="two in turn",
         ),
         pytest.param({f"e.{n}.w": expert(2 - n) for n in range(3)}, None, id="backwards"),
         pytest.param({f"e.{n + 1}.w": expert(n) for n in range(3)}, None, id="from 1"),
