@@ -98,6 +98,8 @@ def _depth_findings(solution: Solution, draft: Draft) -> list[Finding]:
     if not tops or (draft.missing and _has_blocks_left(solution, draft)):
         return []
     count = sum(any(name.startswith(f"{top}.") for top in tops) for name in unused)
+    if len(draft.missing) >= count / len(tops):  # dest has a block's worth of weights left itself
+        return []
     message = (
         f"src has blocks that dest has not: {', '.join(f'`{t}`' for t in tops)} ({count} weights, layers "
         f"without a counterpart)"

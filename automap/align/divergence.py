@@ -6,7 +6,7 @@ but arrive at the same value, what lies between is no divergence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Values:
     solution: Solution
     by_size: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)
     known: dict[int, int | None] = field(default_factory=dict)
+    signatures: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """File src's values by size."""
@@ -45,13 +46,21 @@ class Values:
             if node.role is Role.ACTIVATION and src.run.knows(node.index):
                 value = src.run.value(node.index)
                 if isinstance(value, Tensor) and value.numel():
-                    self.by_size.setdefault(value.numel(), []).append((node.index, _signature(value)))
+                    self.signatures[node.index] = _signature(value)
+                    self.by_size.setdefault(value.numel(), []).append((node.index, self.signatures[node.index]))
 
     def partner(self, index: int) -> int | None:
         """Return the first src node whose numbers are those of a dest node, or None."""
         if index not in self.known:
             self.known[index] = self._find(index)
         return self.known[index]
+
+    def is_same(self, one: int, other: int) -> bool:
+        """Whether two src nodes hold the same numbers."""
+        if self.solution.src.flow[one].shape != self.solution.src.flow[other].shape:
+            return False
+        a, b = self.signatures.get(one), self.signatures.get(other)
+        return a is not None and b is not None and distance(a, b) <= EXACT
 
     def _find(self, index: int) -> int | None:
         dest = self.solution.dest
@@ -77,7 +86,7 @@ def divergences(solution: Solution, values: Values, stop: Stop) -> list[Divergen
         operands = [i for i in flow[index].operands if flow[i].role is Role.ACTIVATION]
         if operands and flow[index].op not in MOVES and all(_is_had(flow, values, i) for i in operands):
             partners = tuple(dict.fromkeys(p for i in operands for p in _partners(flow, values, i)))
-            readers = tuple(dict.fromkeys(r for p in partners for r in heard_by(solution.src.flow, p)))
+            readers = tuple(dict.fromkeys(r for p in partners for r in heard_by(solution.src.flow, p, values)))
             found.append(Divergence(index, partners, readers))
     return found
 
@@ -123,6 +132,23 @@ def _is_had(flow: Flow, values: Values, index: int) -> bool:
     return flow[index].op in MOVES and bool(operands) and all(_is_had(flow, values, i) for i in operands)
 
 
+def held_at(flow: Flow, values: Values, index: int) -> int:
+    """Return the value that src has and that a dest value is only a layout of, or the first of several such."""
+    while values.partner(index) is None and flow[index].op in MOVES:
+        operands = [i for i in flow[index].operands if flow[i].role is Role.ACTIVATION]
+        if not operands:
+            break
+        index = operands[0]
+    return index
+
+
+def had_operands(solution: Solution, values: Values, node: int) -> list[tuple[int, int]]:
+    """Return the operands of a dest node that src has, seen through layouts, each with its src node."""
+    flow = solution.dest.flow
+    operands = [i for i in flow[node].operands if flow[i].role is Role.ACTIVATION]
+    return [(i, p) for i in operands for p in dict.fromkeys(_partners(flow, values, i))]
+
+
 def _partners(flow: Flow, values: Values, index: int) -> Iterator[int]:
     partner = values.partner(index)
     if partner is not None:
@@ -133,8 +159,8 @@ def _partners(flow: Flow, values: Values, index: int) -> Iterator[int]:
                 yield from _partners(flow, values, operand)
 
 
-def heard_by(flow: Flow, index: int) -> list[int]:
-    """The ops that compute with a value, seen through layout."""
+def heard_by(flow: Flow, index: int, values: Values | None = None) -> list[int]:
+    """The ops that compute with a value, seen through layout and, with src's values, through what changes nothing."""
     found: list[int] = []
     stack = list(flow.readers.get(index, ()))
     seen: set[int] = set()
@@ -143,11 +169,16 @@ def heard_by(flow: Flow, index: int) -> list[int]:
         if reader in seen:
             continue
         seen.add(reader)
-        if flow[reader].op in MOVES or flow[reader].op == "cast":
+        if flow[reader].op in MOVES or flow[reader].op == "cast" or _is_idle(values, flow, reader, index):
             stack.extend(flow.readers.get(reader, ()))
         else:
             found.append(reader)
     return sorted(found)
+
+
+def _is_idle(values: Values | None, flow: Flow, reader: int, index: int) -> bool:
+    """Whether an op gives the numbers that it takes: a product with one."""
+    return values is not None and flow[reader].op in ("mul", "div", "add", "sub") and values.is_same(reader, index)
 
 
 def scalars(node: Node) -> dict[str, Any]:
@@ -161,7 +192,8 @@ def scalars(node: Node) -> dict[str, Any]:
     for place, value in zip(places, plain, strict=True):
         found[names[place] if place < len(names) else f"argument {place}"] = value
     found |= {k: v for k, v in node.kwargs.items() if not _has_ref(v) and k != "dtype"}
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if not isinstance(v, torch.dtype)}
+    found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if not isinstance(v, torch.dtype)}
+    return found | {k: v for k, v in _DEFAULTS.get(node.op, {}).items() if k not in found}
 
 
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -171,14 +203,48 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "batch_norm": ("x", "eps"),
     "convolution": ("x", "w", "bias", "stride", "padding", "dilation", "transposed", "output padding", "groups"),
     "softmax": ("x", "dim"),
+    "log_softmax": ("x", "dim"),
     "max_pool2d_with_indices": ("x", "kernel size", "stride", "padding", "dilation", "ceil_mode"),
-    "avg_pool2d": ("x", "kernel size", "stride", "padding", "ceil_mode", "count_include_pad"),
+    "avg_pool1d": ("x", "kernel size", "stride", "padding", "ceil_mode", "count_include_pad"),
+    "avg_pool2d": ("x", "kernel size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor"),
+    "_adaptive_avg_pool2d": ("x", "output size"),
+    "upsample_bilinear2d": ("x", "output size", "align_corners", "scale", "scale"),
+    "upsample_bicubic2d": ("x", "output size", "align_corners", "scale", "scale"),
+    "_upsample_bilinear2d_aa": ("x", "output size", "align_corners", "scale", "scale"),
+    "upsample_nearest2d": ("x", "output size", "scale", "scale"),
     "leaky_relu": ("x", "negative slope"),
     "elu": ("x", "alpha", "scale", "input scale"),
+    "softplus": ("x", "beta", "threshold"),
     "hardtanh": ("x", "min", "max"),
     "clamp": ("x", "min", "max"),
+    "clamp_min": ("x", "min"),
+    "masked_fill": ("x", "mask", "value"),
     "mean": ("x", "dim", "keepdim"),
+    "sum": ("x", "dim", "keepdim"),
+    "amax": ("x", "dim", "keepdim"),
+    "var": ("x", "dim"),
+    "cumsum": ("x", "dim"),
+    "linalg_vector_norm": ("x", "order", "dim", "keepdim"),
+    "pow": ("x", "exponent"),
+    "topk": ("x", "count", "dim"),
     "roll": ("x", "shifts", "dims"),
+    "select": ("x", "dim", "index"),
+    "slice": ("x", "dim", "start", "stop", "step"),
+    "flip": ("x", "dims"),
+    "repeat": ("x", "times"),
+    "constant_pad_nd": ("x", "padding", "value"),
+    "pixel_shuffle": ("x", "factor"),
+}
+
+#: what an argument is that is not written out
+_DEFAULTS: dict[str, Mapping[str, Any]] = {
+    "avg_pool1d": {"padding": (0,), "ceil_mode": False, "count_include_pad": True},
+    "avg_pool2d": {"padding": (0, 0), "ceil_mode": False, "count_include_pad": True},
+    "max_pool2d_with_indices": {"padding": (0, 0), "dilation": (1, 1), "ceil_mode": False},
+    "leaky_relu": {"negative slope": 0.01},
+    "elu": {"alpha": 1, "scale": 1, "input scale": 1},
+    "softplus": {"beta": 1, "threshold": 20},
+    "gelu": {"approximate": "none"},
 }
 
 
