@@ -96,6 +96,33 @@ def repair(search: Search, stop: Stop) -> bool:
     return False
 
 
+def settle_early(search: Search, index: int) -> None:
+    """Where heads are told apart by nothing before they are joined: decide on them by what each of them gives."""
+    node = search.dest.flow[index]
+    if index in search.poisoned or not _is_of_one_head(search, index):
+        return
+    stop = Stop(index, "unheld")
+    keys = [k for k in _open_keys(search, stop) if "run" in search.choices[k].taken.key]
+    if len(keys) > 0 and (search.src.holds(search.dest.run.value(node.index)) or repair(search, stop)):
+        search.confirm(index, 0.0)
+
+
+def _is_of_one_head(search: Search, index: int) -> bool:
+    """Whether a value is a softmax, or a product of one with something else."""
+    flow = search.dest.flow
+    if flow[index].op != "matmul":
+        return flow[index].op == "softmax"
+    operands = [i for i in flow[index].operands if flow[i].role is Role.ACTIVATION]
+    return len(operands) == 2 and any(_before_layout(search, i) == "softmax" for i in operands)
+
+
+def _before_layout(search: Search, index: int) -> str:
+    node = search.dest.flow[index]
+    while node.op in MOVES and len(node.operands) == 1:
+        node = search.dest.flow[node.operands[0]]
+    return node.op
+
+
 def _open_keys(search: Search, stop: Stop) -> list[Key]:
     behind = frozenset().union(
         *(search.fresh.get(i, frozenset()) | search.ripe.get(i, frozenset()) for i in _operands(search, stop))

@@ -19,7 +19,7 @@ from automap.align.moments import CLOSE
 from automap.align.outputs import relative_difference
 from automap.align.pins import Pin, fits_pins
 from automap.align.products import linear_candidates
-from automap.align.revise import keep_own, mend
+from automap.align.revise import keep_own, mend, settle_early
 from automap.align.table import Lookup, Side, Slot, Source, weight_operands
 from automap.align.tables import (
     bias_candidates,
@@ -70,6 +70,8 @@ class Search:
             stop = self.process(node.index)
             if stop is not None and not keep_own(self, stop) and not (self.work < _WALK and mend(self, stop)):
                 self._give_up(stop)
+            elif stop is None:
+                settle_early(self, node.index)
         matched = self._outputs(outputs)
         return Outcome(
             self.assignment, self.choices, self.stops, self.partners, self.offs, self.poisoned, matched, self.trials
@@ -161,7 +163,7 @@ class Search:
         if not pieces:
             reason = "no-use" if self.src.holds(self.dest.run.value(form.data)) else "nothing-meets"
             return Stop(form.node, reason, form.weight)
-        self._confirm(form.data, max(c.off for _, options in pieces for c in options[:1]))
+        self.confirm(form.data, max(c.off for _, options in pieces for c in options[:1]))
         for number, (piece, options) in enumerate(pieces):
             stop = self._decide(form.node, form.weight, number, piece.label, options, piece.readers)
             if stop is not None:
@@ -188,7 +190,7 @@ class Search:
             other = self._element(form.node, form.weight, term)
             found = found or (element_candidates(self.dest, self.src, other) if other is not None else [])
         if any(self._accepts(c) for c in found):
-            self._confirm(form.data, min(c.off for c in found))
+            self.confirm(form.data, min(c.off for c in found))
             return self._decide(form.node, form.weight, 0, self.dest.labels[form.node], found)
         following = [c for c in self._following(form) if self._accepts(c)]
         if following:
@@ -212,7 +214,7 @@ class Search:
         found = [*found, self.offered[key]] if key in self.offered else found
         found = self._pinned(weight, found)
         found = found if self.is_algebraic else [c for c in found if not c.is_folded]
-        kin = self._kin(readers) if len(found) > 1 else frozenset()
+        kin = self._kin(readers, label) if len(found) > 1 else frozenset()
         ordered = sorted(found, key=lambda c: self._merit(c, label, key, kin), reverse=True)
         if key in self.forced:
             ordered.sort(key=lambda c: c.id != self.forced[key])
@@ -246,9 +248,10 @@ class Search:
     def _accepts(self, candidate: Candidate) -> bool:
         return all(self.assignment.accepts(claim) for claim in candidate.claims)
 
-    def _kin(self, readers: frozenset[int]) -> frozenset[int]:
+    def _kin(self, readers: frozenset[int], label: Label) -> frozenset[int]:
         """The src ops that compute with what was chosen for the other operands of the dest ops given."""
-        siblings = {key for reader in readers for key in self.feeding.get(reader, ()) if key in self.choices}
+        fed = {key for reader in readers for key in self.feeding.get(reader, ()) if key in self.choices}
+        siblings = {key for key in fed if self.choices[key].label[:1] != label[:1]}  # other heads are not other operands
         return frozenset().union(*(self.choices[key].taken.readers for key in siblings))
 
     def _merit(self, candidate: Candidate, label: Label, key: Key, kin: frozenset[int]) -> tuple[float, ...]:
@@ -262,7 +265,7 @@ class Search:
             -candidate.off,
         )
 
-    def _confirm(self, index: int, off: float) -> None:
+    def confirm(self, index: int, off: float) -> None:
         """What meets this weight is found in src: the decisions behind it are right."""
         self.offs[index] = off
         for key in self.ripe.get(index, ()):
@@ -290,6 +293,8 @@ class Search:
             found = self.process(index)
             if found is not None:
                 return found
+        if stop.reason == "unheld":
+            return None if self.src.holds(self.dest.run.value(stop.node)) else stop
         return self._output_stop(stop.node) if stop.reason == "output" else None
 
     def _affected(self, trial: dict[Key, tuple[object, ...]], stop: Stop) -> set[int]:
@@ -333,6 +338,6 @@ class Search:
                 stop = Stop(index, "output")
                 partner = self._output_partner(index) if mend(self, stop) else None
             if partner is not None:
-                self._confirm(index, partner[1])
+                self.confirm(index, partner[1])
                 matched.append((partner[0], path, partner[1]))
         return matched
