@@ -57,8 +57,7 @@ from automap.plan.expr import (
     args_of,
     sources_of,
 )
-from automap.plan.shapes import shape_of
-from automap.plan.simplify import simplify
+from automap.plan.simplify import unstacked
 
 MAX_LISTED = 48
 _EXACT, _EXACT_COMPLEX = ".double()", ".to(torch.complex128)"
@@ -236,9 +235,9 @@ class Writer:
 
     def _joined(self, expr: Concat, value: Callable[[Expr], Code]) -> Code:
         """`torch.cat` or `torch.stack` of the arguments; numbered ones as a comprehension."""
-        unstacked = [_unstacked(arg, expr.dim) for arg in expr.args]
-        is_stack = None not in unstacked
-        args = [arg for arg in unstacked if arg is not None] if is_stack else list(expr.args)
+        plain = [unstacked(arg, expr.dim) for arg in expr.args]
+        is_stack = None not in plain
+        args = [arg for arg in plain if arg is not None] if is_stack else list(expr.args)
         items = self._each(args) if value == self.value else None
         items = items or Group("[", tuple(self._item(arg, expr, value) for arg in args), "]")
         dim = (f"dim={expr.dim}",) if expr.dim else ()
@@ -303,11 +302,3 @@ class Writer:
         if len(items) <= MAX_LISTED:
             return Group("[", items, "]")
         return self._needs.table(indices)
-
-
-def _unstacked(arg: Expr, dim: int) -> Expr | None:
-    """The expression that `arg` only adds dim `dim` to, if it does."""
-    shape = shape_of(arg)
-    if not isinstance(arg, Permute | Reshape) or shape[dim] != 1:
-        return None
-    return simplify(Reshape(arg, (*shape[:dim], *shape[dim + 1 :])))

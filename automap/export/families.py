@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 
 from automap.export.sizeless import sizeless
-from automap.plan.expr import Expr, Source, args_of, sources_of, walk_sources, with_args
+from automap.plan.expr import Expr, Source, args_of, sources_of, with_args
 from automap.plan.fold import Index, Rule, fold
 from automap.plan.plan import Plan
-from automap.plan.template import Form, blanked, escape, instantiate, numbers_of, rename_sources, template_from
+from automap.plan.template import (
+    escape,
+    instantiate,
+    numbered_args,
+    rename_sources,
+)
 
 Entries = tuple[tuple[str, Expr], ...]
 
@@ -153,21 +158,8 @@ class Numbered:
 
 def numbered(args: Sequence[Expr]) -> Numbered | None:
     """What stands for all of `args` (two or more), if they count evenly from one to the next."""
-    numbers = [[number for source in walk_sources(arg) for number in numbers_of(source.name)[1]] for arg in args]
-    if len(args) < 2 or len({rename_sources(arg, blanked) for arg in args}) > 1 or not numbers[0]:
-        return None
-    steps = [[b - a for a, b in zip(one, two, strict=True)] for one, two in pairwise(numbers)]
-    if any(step != steps[0] for step in steps) or min(steps[0]) < 0 or not any(steps[0]):
-        return None
-    used = "".join(source.name for source in walk_sources(args[0]))
-    name = next(letter for letter in "eghmnopr" if f"{{{letter}" not in used)
-    forms = iter([Form(a, ((name, step),) if step else ()) for a, step in zip(numbers[0], steps[0], strict=True)])
-
-    def filled(source: str) -> str:
-        texts, found = numbers_of(source)
-        return template_from(texts, tuple(next(forms) for _ in found))
-
-    return Numbered(rename_sources(args[0], filled), name, len(args))
+    found = numbered_args(tuple(args), shortest=2)
+    return None if found is None else Numbered(*found, len(args))
 
 
 def replaced(expr: Expr, make: Callable[[Expr], Expr | None]) -> Expr:

@@ -14,7 +14,6 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from automap.errors import ExportError
-from automap.plan.expr import walk_sources
 
 if TYPE_CHECKING:
     from automap.plan import Plan
@@ -138,8 +137,3 @@ def unique(wanted: Iterable[str], taken: Iterable[str] = ()) -> tuple[str, ...]:
         used.add(free)
         found.append(free)
     return tuple(found)
-
-
-def source_names(*exprs: object) -> tuple[str, ...]:
-    """The templates of all src tensors that expressions read, each once."""
-    return tuple(dict.fromkeys(source.name for expr in exprs for source in walk_sources(expr)))  # type: ignore[arg-type]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from automap.export.entries import STAR, Entry
 from automap.export.families import Family, numbered
 from automap.export.parts import cut_of
-from automap.plan.expr import Concat, Expr, Permute, Reshape, Source
+from automap.plan.expr import Concat, Expr, Permute, Source
 from automap.plan.shapes import shape_of
-from automap.plan.simplify import simplify
+from automap.plan.simplify import unstacked
 
 
 def stock_entry(family: Family) -> Entry | None:
@@ -83,11 +83,3 @@ def _joined(expr: Expr) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     if len(stars) < len(expr.args) or len({operations for _, operations in found}) > 1:
         return None
     return stars, (*found[0][1], join)
-
-
-def unstacked(arg: Expr, dim: int) -> Expr | None:
-    """The expression that `arg` only adds dim `dim` to, if it does."""
-    shape = shape_of(arg)
-    if not isinstance(arg, Permute | Reshape) or shape[dim] != 1:
-        return None
-    return simplify(Reshape(arg, (*shape[:dim], *shape[dim + 1 :])))

@@ -40,7 +40,7 @@ from automap.plan.expr import (
 from automap.plan.layout import chain_of, layout_of
 from automap.plan.patterns import identity_of, pattern_of, repeat_of
 from automap.plan.shapes import shape_of
-from automap.plan.simplify import simplify
+from automap.plan.simplify import unstacked
 from automap.plan.template import numbered_args
 
 MAX_INDICES = 8
@@ -236,22 +236,14 @@ def _indices_text(indices: tuple[int, ...]) -> str:
 
 def _concat_text(expr: Concat) -> str:
     """`cat(...)` or `stack(...)`; equal arguments with numbered names are written once."""
-    unstacked = [_unstacked(arg, expr.dim) for arg in expr.args]
-    word = "cat" if None in unstacked else "stack"
-    args = expr.args if word == "cat" else tuple(arg for arg in unstacked if arg is not None)
+    plain = [unstacked(arg, expr.dim) for arg in expr.args]
+    word = "cat" if None in plain else "stack"
+    args = expr.args if word == "cat" else tuple(arg for arg in plain if arg is not None)
     folded = numbered_args(args, shortest=3)
     if folded is None:
         return f"{word}({', '.join(map(format_expr, args))}, dim={expr.dim})"
     template, name = folded
     return f"{word}({format_expr(template)} for {name} in 0..{len(args) - 1}, dim={expr.dim})"
-
-
-def _unstacked(arg: Expr, dim: int) -> Expr | None:
-    """The expression that `arg` only adds dim `dim` to, if it does."""
-    shape = shape_of(arg)
-    if not isinstance(arg, Permute | Reshape) or shape[dim] != 1:
-        return None
-    return simplify(Reshape(arg, (*shape[:dim], *shape[dim + 1 :])))
 
 
 def _chain_text(expr: Permute | Reshape) -> str:

@@ -284,3 +284,11 @@ def _simpler_expand(expr: Expand) -> Expr | None:
     if shape_of(expr.arg) == expr.shape:  # expand(x, shape of x) = x
         return expr.arg
     return Expand(expr.arg.arg, expr.shape) if isinstance(expr.arg, Expand) else None  # expand(expand(x)) = expand(x)
+
+
+def unstacked(arg: Expr, dim: int) -> Expr | None:
+    """The expression that `arg` only adds dim `dim` to, if it does."""
+    shape = shape_of(arg)
+    if not isinstance(arg, Permute | Reshape) or shape[dim] != 1:
+        return None
+    return simplify(Reshape(arg, (*shape[:dim], *shape[dim + 1 :])))

@@ -167,4 +167,4 @@ def numbered_args(args: tuple[Expr, ...], shortest: int) -> tuple[Expr, str] | N
 
 def _unused_variable(expr: Expr) -> str:
     used = "".join(source.name for source in walk_sources(expr))
-    return next((name for name in "eghmn" if f"{{{name}" not in used), "n")
+    return next(name for name in "eghmnopr" if f"{{{name}" not in used)
