@@ -19,6 +19,7 @@ from automap.capture import Capture, record
 from automap.capture import capture as recorded
 from automap.capture.refill import is_valueless
 from automap.capture.result import Method
+from automap.collector import only_new_garbage
 from automap.depth import depth_finding
 from automap.diagnose import Diagnosis, diagnose
 from automap.errors import CaptureError, InputError, OutputError
@@ -45,6 +46,7 @@ class Matched:
         return "fake" in (self.solution.src_capture.mode, self.solution.dest_capture.mode)
 
 
+@only_new_garbage()
 def matched(
     src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any,
     src_output: str | None, dest_output: str | None, seed: int, pins: tuple[str, ...], method: Method,

@@ -105,12 +105,23 @@ class Side:
         if weight not in self._essential:
             shape = self.flow[weight].shape
             places = torch.arange(math.prod(shape)).view(shape)
-            for dim in range(len(shape)):
+            for dim in range(len(shape) if self._is_spread(weight) else 0):
                 found = self.traces(weight)
                 if shape[dim] > 1 and found and all(bool((t.ids == t.ids.narrow(dim, 0, 1)).all()) for t in found):
                     places = places.narrow(dim, 0, 1)
             self._essential[weight] = (tuple(places.shape), places.reshape(-1))
         return self._essential[weight]
+
+    def _is_spread(self, weight: int) -> bool:
+        """Whether an op on the way from what is stored makes more elements than it is given."""
+        for index in self.flow.ancestors([weight]):
+            behind = [math.prod(self.flow[i].shape) for i in self.flow[index].operands if self._is_weight(i)]
+            if behind and math.prod(self.flow[index].shape) > max(behind):
+                return True
+        return False
+
+    def _is_weight(self, index: int) -> bool:
+        return self.flow[index].role is Role.WEIGHT
 
     def distinct(self, weight: int) -> Tensor:
         """Return the places in a weight-side value where each of its elements stands first, in order."""

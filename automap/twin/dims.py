@@ -87,6 +87,7 @@ class Dims:
     _classes: list[_Class] = field(default_factory=list)
     _links: list[_Link] = field(default_factory=list)
     _chosen: dict[int, int] = field(default_factory=dict)
+    _digits: dict[int, Digits] = field(default_factory=dict)
 
     def new(self, size: int) -> int:
         """Return a new variable for a dim of a size."""
@@ -156,12 +157,17 @@ class Dims:
                 changed |= self._settle(number, link)
 
     def digits(self, variable: int) -> Digits:
-        """Return how a dim is narrowed."""
-        found = self._of(variable)
-        if found.is_kept:
-            return Digits(1, found.size, found.size, 1)
-        wide = found.size // (found.outer * found.inner)
-        return Digits(found.outer, wide, wide // found.factor, found.inner)
+        """Return how a dim is narrowed, once everything is settled."""
+        root = self._root(variable)
+        if root not in self._digits:
+            found = self._classes[root]
+            wide = found.size // (found.outer * found.inner)
+            self._digits[root] = (
+                Digits(1, found.size, found.size, 1)
+                if found.is_kept
+                else Digits(found.outer, wide, wide // found.factor, found.inner)
+            )
+        return self._digits[root]
 
     def _settle(self, number: int, link: _Link) -> bool:
         whole, parts = self._of(link.whole), [self._of(p) for p in link.parts]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from automap.canonical.flow import Flow
 from automap.twin.dims import Digits
-from automap.twin.shrink import Narrowing
+from automap.twin.shrink import Narrowing, full_work
 
 #: no dim is divided by more than the first of these that makes about so much work of the whole
 _LIMITS, _ENOUGH = (16, 32, 64, 128, 256), 200_000_000
@@ -34,15 +34,14 @@ def narrow_twins(src: Flow, dest: Flow, *, least_work: int, least_gain: float) -
         least_work: so many multiplications with weights cost less than the search for twins.
         least_gain: so many times less work must the twins take.
     """
-    whole = sum(Narrowing.of(flow, 1, {}).work()[0] for flow in (src, dest))
+    whole = full_work(src) + full_work(dest)
     if whole < least_work:
         return None
     limit = next((n for n in _LIMITS if whole < _ENOUGH * n**2), _LIMITS[-1])
     sides = _alike(src, dest, limit)
     if sides is None:
         return None
-    full, narrow = (sum(found) for found in zip(*(side.work() for side in sides), strict=True))
-    if full < least_gain * narrow:
+    if whole < least_gain * sum(side.work() for side in sides):
         return None
     mine, theirs = sides
     return Twins(mine.twin(), theirs.twin(), _by_name(mine), _by_name(theirs))

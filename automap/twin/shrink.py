@@ -7,7 +7,7 @@ from the start. Node numbers are those of the full graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from automap.canonical.evaluate import compute, widen
-from automap.canonical.flow import Flow, Role
+from automap.canonical.flow import Flow, Node, Role
 from automap.capture import Weight
 from automap.capture.refill import is_valueless, stand_in
 from automap.twin.dims import Digits, Dims
@@ -53,7 +53,7 @@ class Narrowing:
 
     def digits(self, index: int) -> tuple[Digits, ...]:
         """Return how the dims of a node's value are narrowed."""
-        return tuple(self.dims.digits(v) for v in self.variables[index])
+        return tuple([self.dims.digits(v) for v in self.variables[index]])
 
     def factors(self) -> dict[int, int]:
         """Return by how much weight dims are divided, by their sizes: where that differs, the least of it."""
@@ -63,17 +63,9 @@ class Narrowing:
             found[digits.size] = min(found.get(digits.size, factor), factor)
         return found
 
-    def work(self) -> tuple[int, int]:
-        """Return how many multiplications with weights the full graph and the twin take."""
-        full = narrow = 0
-        for node in self.flow.nodes:
-            if node.op in ("matmul", "convolution") and node.role is Role.ACTIVATION:
-                weight = node.operands[1] if node.op == "convolution" else None
-                inner = self.digits(weight)[1:] if weight is not None else self.digits(node.operands[0])[-1:]
-                after = self.digits(node.index)
-                full += math.prod(d.size for d in (*after, *inner))
-                narrow += math.prod(d.narrow_size for d in (*after, *inner))
-        return full, narrow
+    def work(self) -> int:
+        """Return how many multiplications with weights the twin takes."""
+        return _work(self.flow, lambda index: [d.narrow_size for d in self.digits(index)])
 
     def twin(self) -> Flow:
         """Return the narrow flow graph."""
@@ -81,15 +73,33 @@ class Narrowing:
         nodes, kept = [], {}
         for node in self.flow.nodes:
             found = self.digits(node.index)
+            shape = tuple([d.narrow_size for d in found])
             if node.role is Role.CONSTANT:
                 if node.index in constants:
                     kept[node.index] = _narrowed(constants[node.index], found)
-                node = replace(node, op="constant", function=None, args=(), kwargs={}, operands=())
+                node = Node(node.index, "constant", None, (), {}, node.origin, node.role, (), shape, node.attributes)
             elif node.function is not None:
-                node = replace(node, args=narrow_args(self.flow, node, self.digits))
-            nodes.append(replace(node, shape=tuple(d.narrow_size for d in found)))
+                node = replace(node, args=narrow_args(self.flow, node, self.digits), shape=shape)
+            else:
+                node = replace(node, shape=shape)
+            nodes.append(node)
         weights = {index: _weight(weight, self.digits(index)) for index, weight in self.flow.weights.items()}
         return replace(self.flow, nodes=tuple(nodes), constants=kept, weights=weights)
+
+
+def full_work(flow: Flow) -> int:
+    """Return how many multiplications with weights a flow graph takes."""
+    return _work(flow, lambda index: flow[index].shape)
+
+
+def _work(flow: Flow, shape: Callable[[int], Sequence[int]]) -> int:
+    total = 0
+    for node in flow.nodes:
+        if node.op in ("matmul", "convolution") and node.role is Role.ACTIVATION:
+            is_product = node.op == "matmul"
+            inner = shape(node.operands[0])[-1:] if is_product else shape(node.operands[1])[1:]
+            total += math.prod(shape(node.index)) * math.prod(inner)
+    return total
 
 
 def _boundary(flow: Flow) -> dict[int, Any]:

@@ -7,7 +7,6 @@ signs that they must have are kept, and part of their pattern.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,16 +18,19 @@ _PATTERN, _NOISE = 0.5, 0.866  # how much of the drawn numbers is the given ones
 _LOW, _HIGH = 0.1, 1.0  # sizes of tables and shifts
 
 
-def conditioned_weights(flow: Flow, seed: int) -> Mapping[int, Tensor]:
-    """Return float64 values for flow's weights, well-conditioned and no two alike."""
+def conditioned_weights(flow: Flow, seed: int, *, is_wide: bool = True) -> dict[int, Tensor]:
+    """Return values for flow's weights, well-conditioned and no two alike: float64, or in their own dtypes."""
     generator = torch.Generator().manual_seed(seed)
-    return {index: _drawn(flow, index, weight.tensor.detach(), generator) for index, weight in flow.weights.items()}
+    return {
+        index: _drawn(flow, index, w.tensor.detach(), generator).to(torch.float64 if is_wide else w.tensor.dtype)
+        for index, w in flow.weights.items()
+    }
 
 
 def _drawn(flow: Flow, index: int, value: Tensor, generator: torch.Generator) -> Tensor:
-    """Values for one weight; drawn in float32, which is as good as any, and widened at the end."""
+    """Values for one weight, drawn in float32, which is as good as any."""
     if not value.numel():
-        return value.double()
+        return value
     given, low, high = _finite(value)
     noise = torch.randn(value.shape, generator=generator, dtype=torch.float32)
     sign = 1.0 if low >= 0 else -1.0 if high <= 0 else 0.0
@@ -36,9 +38,9 @@ def _drawn(flow: Flow, index: int, value: Tensor, generator: torch.Generator) ->
     target = _size(flow, index, size, is_signed=sign == 0 or size == 0)
     pattern = _PATTERN * target / size if size else 0.0
     if not (sign and size):
-        return noise.mul_(target * _NOISE).add_(given, alpha=pattern).double()
+        return noise.mul_(target * _NOISE).add_(given, alpha=pattern)
     spread = noise.clamp_(-2, 2).mul_(0.2).add_(1)
-    return spread.mul_(given * pattern + sign * target * (1 - _PATTERN)).double()
+    return spread.mul_(given * pattern + sign * target * (1 - _PATTERN))
 
 
 def _finite(value: Tensor) -> tuple[Tensor, float, float]:

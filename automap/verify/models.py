@@ -16,9 +16,10 @@ from automap.capture.preserve import preserved, with_weights
 from automap.capture.structure import map_tensors, tensors_in
 from automap.errors import NanError
 from automap.inputs import Inputs
+from automap.plan.evaluate import evaluate
 from automap.results import ParityCheck
 from automap.verify.draw import conditioned_weights
-from automap.verify.recorded import Case, Pairs, output_parity, planned_weights
+from automap.verify.recorded import Case, Pairs, output_parity
 
 _ROOM = 8  # one more summation order, one more place to round: beside what one rounding of everything does
 _PLENTY, _CLOSE = 32, 1e-5  # so many roundings need not be measured, where that is still close
@@ -148,14 +149,14 @@ def measured_tolerance(model: nn.Module, inputs: Inputs, outputs: Outputs, paths
 
 def drawn_check(case: Case, models: Models, *, seed: int) -> ParityCheck:
     """Compare both models themselves on weights drawn anew: for recordings that miss some of what they compute."""
-    drawn = conditioned_weights(case.src, seed)
-    made = planned_weights(case, drawn)
-    src, dest = models.src, models.dest
-    with with_weights(src, _by_name(case.src, drawn)), with_weights(dest, _by_name(case.dest, made)):
+    drawn = _by_name(case.src, conditioned_weights(case.src, seed, is_wide=False))
+    state = {**{w.name: w.tensor.detach() for w in case.src.capture.all_weights}, **drawn}
+    running = {w.name for w in case.dest.weights.values()}
+    made = {name: evaluate(expr, state) for name, expr in case.plan.entries.items() if name in running}
+    made = {n: made[w.name] for w in case.dest.weights.values() if w.name in made for n in w.names}
+    with with_weights(models.src, drawn), with_weights(models.dest, made):
         return replace(own_check(replace(models, given=None), case.pairs), weights="random")
 
 
 def _by_name(flow: Flow, values: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """Values of weights under all their names, in the weights' own dtypes."""
-    kept = {index: value.to(flow.weights[index].tensor.dtype) for index, value in values.items()}
-    return {name: value for index, value in kept.items() for name in flow.weights[index].names}
+    return {name: value for index, value in values.items() for name in flow.weights[index].names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from automap.collector import only_new_garbage
 from automap.results import Parity, ParityCheck
 from automap.verify.models import Models, drawn_check, own_check
 from automap.verify.recorded import Case, RandomTest, run_test
@@ -15,6 +16,7 @@ _INCOMPLETE = "compared with the weights as they are only: there is no complete 
 _DRAWS = {"quick": 0, "default": 1, "thorough": 3}
 
 
+@only_new_garbage()
 def prove(
     case: Case,
     models: Models,
