@@ -296,7 +296,7 @@ class Assignment:
         flat, numbering = numbers.reshape(-1), self.src.numbering
         owners, present = numbering.owners(flat)
         if len(present) == 1 and present[0] >= 0:
-            taken = self.src.run.value(numbering.leaves[present[0]])
+            taken = value_of(numbering.leaves[present[0]])
             return torch.take(taken, flat - numbering.starts[present[0]])
         value = torch.full(flat.shape, torch.nan, dtype=torch.float64)
         for owner in present:
