@@ -266,9 +266,10 @@ def _quiet_findings(solution: Solution, draft: Draft) -> list[Finding]:
             "their order is a guess",
             None,
             Site(name, "weight"),
+            notes=(others,) if others else (),
             help="match again with a larger or another sample input, which turns them on",
         )
-        for name, count in draft.doubtful
+        for name, count, others in draft.doubtful
     ]
     found += [_partly_finding(*partly) for partly in draft.partly]
     found += [

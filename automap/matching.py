@@ -70,7 +70,7 @@ def matched(
     timings = {"capture": captured - started, **solution.timings_s, "plan": done - planned}
     result = Match(
         draft.plan, found.findings, found.verdict, draft.evidence, _summary(solution.src_capture, src),
-        _summary(solution.dest_capture, dest), draft.unused, draft.idle, timings,
+        _summary(solution.dest_capture, dest), draft.unused, draft.idle, timings, draft.missing,
     )  # fmt: skip
     return result, solution, given
 
