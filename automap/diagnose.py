@@ -12,6 +12,7 @@ from automap.align.solve import Solution
 from automap.align.table import Side
 from automap.canonical.flow import Flow, Role, site_of
 from automap.causes import explain_stop
+from automap.coincidences import unreached, unturned
 from automap.findings import Finding, Site
 from automap.plan import format_expr, sources_of
 from automap.planning import Draft
@@ -36,6 +37,8 @@ def diagnose(solution: Solution, draft: Draft, pins: tuple[str, ...]) -> Diagnos
     findings += _output_findings(solution)
     findings += _quiet_findings(solution, draft)
     findings += _coincidences(solution)
+    findings += unturned(solution) if not any(f.severity == "error" for f in findings) else []
+    findings += unreached(solution)
     order = {"error": 0, "warning": 1, "note": 2}
     findings.sort(key=lambda f: order[f.severity])
     return Diagnosis(tuple(findings), _verdict(solution, draft, findings))
@@ -267,9 +270,10 @@ def _quiet_findings(solution: Solution, draft: Draft) -> list[Finding]:
             "their order is a guess",
             None,
             Site(name, "weight"),
+            notes=(others,) if others else (),
             help="match again with a larger or another sample input, which turns them on",
         )
-        for name, count in draft.doubtful
+        for name, count, others in draft.doubtful
     ]
     found += [_partly_finding(*partly) for partly in draft.partly]
     found += [

@@ -130,7 +130,7 @@ def _match(solution: Solution, draft: Draft, found: Diagnosis, ends: Ends) -> Ma
     timings["plan"] = time.perf_counter() - started - sum(timings.values())
     return Match(
         draft.plan, found.findings, found.verdict, draft.evidence, _summary(solution.src_capture, models[0]),
-        _summary(solution.dest_capture, models[1]), draft.unused, draft.idle, timings,
+        _summary(solution.dest_capture, models[1]), draft.unused, draft.idle, timings, draft.missing,
     )  # fmt: skip
 
 

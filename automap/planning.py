@@ -11,6 +11,7 @@ from torch import Tensor
 
 from automap.align.assignment import ONE, UNKNOWN, ZERO
 from automap.align.solve import Solution
+from automap.alternatives import alternatives
 from automap.capture import Weight
 from automap.computed import computed_expr, replaced
 from automap.errors import PlanError
@@ -42,7 +43,8 @@ class Draft:
     `partly` are weights of which the sample reads some elements only: name, how many it does not read, how many of
     those src has nothing for. `missing` are dest weights that reach a compared output and have no source, `idle` those
     that reach none, `own` buffers that outputs agree with as they are, `uncomputed` weights with the formula that they
-    would take, `unwritten` those with one that no plan can hold, with the reason.
+    would take, `unwritten` those with one that no plan can hold, with the reason, `doubtful` those of which the order of
+    some elements is a guess: name, how many, and the other orders in words.
     """
 
     plan: Plan
@@ -53,7 +55,7 @@ class Draft:
     assumed: tuple[tuple[str, str], ...]
     filled: tuple[tuple[str, float], ...]
     partly: tuple[tuple[str, int, int], ...] = ()
-    doubtful: tuple[tuple[str, int], ...] = ()
+    doubtful: tuple[tuple[str, int, str], ...] = ()
     own: tuple[str, ...] = ()
     uncomputed: tuple[tuple[str, str], ...] = ()
     unwritten: tuple[tuple[str, str], ...] = ()
@@ -144,7 +146,7 @@ class _Books:
         self.sources = {i: self._source(i, offset) for i, offset in solution.src.numbering.offsets.items()}
         self.used: set[str] = set()
         self.partly: list[tuple[str, int, int]] = []
-        self.doubtful: list[tuple[str, int]] = []
+        self.doubtful: list[tuple[str, int, str]] = []
 
     def _source(self, index: int, offset: int) -> SourceTensor:
         """A stored src tensor, or a value computed from some, which stands for its formula."""
@@ -180,7 +182,8 @@ class _Books:
             going_on = extended(sure, list(self.sources.values()))
             is_open = going_on == UNKNOWN
             evidence = "assumed" if bool(is_open.any()) else evidence
-            self.doubtful += [(weight.name, int(is_open.sum()))] if bool(is_open.any()) else []
+            if bool(is_open.any()):
+                self.doubtful.append((weight.name, int(is_open.sum()), alternatives(is_open)))
             ids = torch.where(is_open, ids, going_on)
         is_blind = ids == UNKNOWN
         if bool(is_blind.any()):

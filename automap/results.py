@@ -41,7 +41,8 @@ class Match:
     """The weights of dest as expressions over src's, with what was found on the way.
 
     `evidence` maps each dest name in the plan to how sure its expression is; `unused` are src names nothing takes;
-    `kept` are dest names that the plan leaves as they are (constants, counters, weights without effect).
+    `kept` are dest names that the plan leaves as they are (constants, counters, weights without effect), `missing`
+    those that run and have no expression.
     """
 
     plan: Plan
@@ -53,6 +54,7 @@ class Match:
     unused: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import automap
 from automap import Match
+from automap.alternatives import alternatives
 from automap.errors import CaptureError
 
 
@@ -181,10 +182,6 @@ def test_one_output_of_several_can_be_chosen() -> None:
 
 
 # ---------------------------------------------------------------- samples that do not tell
-def wrong(reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(reason=reason, raises=AssertionError, strict=True)
-
-
 BLIND = [
     pytest.param(
         "patch-conv-to-linear",
@@ -201,9 +198,7 @@ BLIND = [
         torch.ones(1, TOKENS, WIDTH),
         id="equal-tokens",
     ),
-    pytest.param(
-        "half-to-interleaved-rotary", noise(1, 1, 6), id="rotary-of-one-token", marks=wrong("position 0 is not turned")
-    ),
+    pytest.param("half-to-interleaved-rotary", noise(1, 1, 6), id="rotary-of-one-token"),
     pytest.param("split-to-fused", torch.ones(1, TOKENS, 6), id="equal-tokens-into-qkv"),
     pytest.param("depthwise", torch.ones(1, 3, 8, 8), id="ones-through-depthwise"),
 ]
@@ -224,6 +219,24 @@ def test_features_that_are_never_on_are_matched_right_or_not_claimed(batch: int)
     src, found = matched(pair)
     if found.verdict == "complete":
         assert_as_by_hand(pair, src, found)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "words"),
+    [
+        pytest.param((1, 3), (), "rows 1, 3 of it may change places: 2 maps, (1, 3), (3, 1)", id="listed"),
+        pytest.param((), (0, 2), "columns 0, 2 of it may change places: 2 maps, (0, 2), (2, 0)", id="columns"),
+        pytest.param((0, 1, 2, 3), (), "rows 0, 1, 2, 3 of it may change places: 24 maps", id="counted"),
+        pytest.param((1,), (2,), "", id="not-whole-ones"),
+    ],
+)
+def test_the_other_maps_of_a_weight_in_doubt_are_told(
+    rows: tuple[int, ...], columns: tuple[int, ...], words: str
+) -> None:
+    is_open = torch.zeros(5, 4, dtype=torch.bool)
+    is_open[list(rows)] = True
+    is_open[:, list(columns)] = True
+    assert alternatives(is_open) == words
 
 
 class Classes(nn.Module):

@@ -164,6 +164,23 @@ def assert_named(src: Any, dest: Any, sample: Tensor, codes: set[str], words: li
     assert [word for word in words if word not in text] == [], first.message
 
 
+def test_units_in_doubt_are_named_with_the_other_maps() -> None:
+    src, dest = Net(has_gate=False), Net(has_gate=False, shuffle=2)
+    found = automap.match(randomized(src, 1), randomized(dest, 2), noise(2, 3, 32, 32))
+    assert found.verdict == "ambiguous"
+    assert "columns 4, 7 of it may change places: 2 maps, (4, 7), (7, 4)" in found.findings[0].notes
+
+
+def test_a_limit_that_no_value_reaches_is_warned_of() -> None:
+    src, dest = randomized(Net(1), 1), randomized(Net(1, act=F.relu6), 2)
+    found = automap.match(src, dest, noise(2, 3, 32, 32))
+    warnings = [finding for finding in found.findings if finding.severity == "warning"]
+    assert [(w.code, "hardtanh" in w.message, " 6," in w.message) for w in warnings] == [
+        ("attribute-differs", True, True)
+    ]
+    assert automap.match(dest, randomized(Net(1, act=F.relu6), 3), noise(2, 3, 32, 32)).findings == ()
+
+
 @pytest.mark.parametrize(("src", "dest", "codes", "words"), TEXT)
 def test_a_difference_between_decoders_is_named_first(
     src: dict[str, Any], dest: dict[str, Any], codes: set[str], words: list[str]

@@ -7,7 +7,7 @@
     captures     {"src": ..., "dest": ...}: model, method, mode, op_count, weight_count, weight_size_bytes, notes
     weights      [{"dest", "shape", "dtype", "expression", "evidence"}]: one entry for each weight of dest, not folded;
                  the expression is for people, the complete one is in the plan
-    unused, kept names of src that nothing takes; names of dest that stay as they are
+    unused, kept, missing   names of src that nothing takes; of dest that stay as they are, and without an expression
     findings     [{"code", "severity", "message", "notes", "help", "src", "dest"}], not folded; a side is null or
                  {"name", "kind", "shape", "dtype", "file", "line", "code"}
     parity       null or {"checks": [{"weights", "inputs", "is_equal", "outputs": [...]}], "unverifiable",
@@ -69,6 +69,7 @@ def report_data(
         ],
         "unused": list(match.unused),
         "kept": list(match.kept),
+        "missing": list(match.missing),
         "findings": [_finding_data(finding) for finding in match.findings],
         "parity": _parity_data(report.parity) if report.parity is not None else None,
         "op_parity": [{**_finite(asdict(op)), "is_equal": op.is_equal} for op in report.op_parity],

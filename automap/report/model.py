@@ -97,6 +97,7 @@ class Report:
     evidence: Mapping[Evidence, int]
     unused: Names
     kept: Names
+    missing: Names
     assumed: Names
     findings: tuple[FoldedFinding, ...]
     parity: Parity | None
@@ -136,6 +137,7 @@ def build_report(result: Transfer | Match, *, notes: Sequence[str] = (), op_pari
         evidence=Counter(evidence.values()),
         unused=fold_names(match.unused),
         kept=fold_names(match.kept),
+        missing=fold_names(match.missing),
         assumed=fold_names([name for name, how in evidence.items() if how == "assumed"]),
         findings=fold_findings(match.findings),
         parity=transfer.parity if transfer is not None else None,

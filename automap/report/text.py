@@ -134,6 +134,7 @@ def _inside(stage: Stage, row: Row) -> str:
 
 def _leftovers(report: Report) -> list[Text]:
     lists = (
+        ("missing in dest (nothing found for it)", report.missing),
         ("unused in src (nothing in dest takes it)", report.unused),
         ("kept in dest (no weight of src belongs there)", report.kept),
         ("assumed (by name and shape alone, or no equal output depends on it)", report.assumed),

@@ -103,6 +103,14 @@ def test_all_links_stay_in_the_page() -> None:
     assert 'id="finding-0"' in page or "id=finding-0" in page
 
 
+def test_weights_without_an_expression_are_listed() -> None:
+    match = replace(match_of("impossible"), missing=tuple(f"layers.{i}.gate.weight" for i in range(3)))
+    text = text_of(report_html(match))
+    assert "missing: no expression was found for them" in text
+    assert "layers.{i}.gate.weight" in text or "gate.weight" in text
+    assert "missing: no expression" not in text_of(report_html(match_of()))
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_are_text_and_never_markup(name: str) -> None:
     finding = Finding("rewired", f"`{name}` reads {name}", dest=Site(name, name, None, "", name, 1, name), help=name)
