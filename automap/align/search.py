@@ -251,7 +251,9 @@ class Search:
     def _kin(self, readers: frozenset[int], label: Label) -> frozenset[int]:
         """The src ops that compute with what was chosen for the other operands of the dest ops given."""
         fed = {key for reader in readers for key in self.feeding.get(reader, ()) if key in self.choices}
-        siblings = {key for key in fed if self.choices[key].label[:1] != label[:1]}  # other heads are not other operands
+        siblings = {
+            key for key in fed if self.choices[key].label[:1] != label[:1]
+        }  # other heads are not other operands
         return frozenset().union(*(self.choices[key].taken.readers for key in siblings))
 
     def _merit(self, candidate: Candidate, label: Label, key: Key, kin: frozenset[int]) -> tuple[float, ...]:
