@@ -148,6 +148,70 @@ def tempered(shape: tuple[int, ...] | None, function: Callable[[Tensor], Tensor]
     return Net(forward, **{name: nn.Linear(WIDTH, WIDTH, bias=name != "k") for name in ("q", "k", "v", "out")}, **parts)
 
 
+def typed(is_typed: bool) -> nn.Module:
+    """Words, all of the first type if types there are, and no positions."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.word(x) + net.kind(torch.zeros_like(x)) if is_typed else net.word(x)
+        return net.fc(F.layer_norm(y, (WIDTH,)))
+
+    parts = {"kind": nn.Embedding(2, WIDTH)} if is_typed else {}
+    return Net(forward, word=nn.Embedding(20, WIDTH), fc=nn.Linear(WIDTH, 3), **parts)
+
+
+class Heads(nn.Module):
+    """Attention with a projection for each head, or one for all of them."""
+
+    def __init__(self, is_fused: bool) -> None:
+        super().__init__()
+        self.out = nn.Linear(WIDTH, WIDTH)
+        parts = {"fused": nn.Linear(WIDTH, 3 * WIDTH)} if is_fused else {}
+        single = {} if is_fused else {n: nn.ModuleList(nn.Linear(WIDTH, 4, n != "k") for _ in range(3)) for n in "qkv"}
+        self.parts = nn.ModuleDict({**parts, **single})
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "fused" in self.parts:
+            q, k, v = self.parts["fused"](x).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+            scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * 0.5
+            return self.out(torch.einsum("bhqk,bhkd->bqhd", scores.softmax(-1), v).flatten(2))
+        heads = zip(*(self.parts[name] for name in "qkv"), strict=True)
+        return self.out(torch.cat([(q(x) @ k(x).mT / 2).softmax(-1) @ v(x) for q, k, v in heads], -1))
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_heads_in_a_loop_meet_one_projection(is_fused: bool) -> None:
+    src, dest = randomized(Heads(is_fused), 1), randomized(Heads(not is_fused), 2)
+    assert automap.transfer(src, dest, ROWS).match.is_complete
+
+
+class Cells(nn.Module):
+    """Two gated recurrent layers, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList([nn.GRUCell(WIDTH, 8), nn.GRUCell(8, 8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for cell in self.cells:
+            state, states = x.new_zeros(x.shape[0], 8), []
+            for step in x.unbind(1):
+                state = cell(step, state)
+                states.append(state)
+            x = torch.stack(states, 1)
+        return x
+
+
+class Stack(nn.GRU):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[0]  # type: ignore[no-any-return]
+
+
+def test_what_src_computes_for_all_steps_at_once_meets_cells() -> None:
+    src = nn.Sequential(Stack(WIDTH, 8, 2, batch_first=True), nn.Linear(8, 3))
+    dest = nn.Sequential(Cells(), nn.Linear(8, 3))
+    assert automap.match(randomized(src, 1), randomized(dest, 2), ROWS).is_complete
+
+
 def twice_shifted(is_twice: bool) -> nn.Module:
     def forward(net: Any, x: Tensor) -> Tensor:
         return net.fc2(F.gelu(net.fc1(x) + net.shift if is_twice else net.fc1(x)))
@@ -245,6 +309,7 @@ CASES = [
     pytest.param(
         lambda: tempered((3, 1, 1)), lambda: tempered((3, 1, 1), F.softplus), ROWS, id="exponential-to-softplus"
     ),
+    pytest.param(lambda: typed(True), lambda: typed(False), words(), id="type-into-words"),
     pytest.param(lambda: twice_shifted(True), lambda: twice_shifted(False), ROWS, id="two-biases-summed"),
     pytest.param(lambda: cosine_head(True), lambda: cosine_head(False), ROWS, id="scaled-output-into-head"),
     pytest.param(lambda: flipped(True), lambda: flipped(False), ROWS, id="kernel-flipped"),
