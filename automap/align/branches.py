@@ -82,8 +82,8 @@ def chained_products(src: Source) -> list[LinearForm]:
         if start is not None:
             second = advanced(src, start)
             pairs = [_composed(src, second, first) for first in ends.get(form.data, ())]
-            found += [as_form(src, both) for both in pairs if both is not None]
-    return [replace(form, is_composed=True) for form in found]
+            found += [both for both in pairs if both is not None]
+    return [replace(as_form(src, a), node=a.node, channels=a.channels, is_composed=True) for a in found]
 
 
 def _composed(src: Source, second: Affine, form: LinearForm) -> Affine | None:

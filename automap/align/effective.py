@@ -230,9 +230,25 @@ def _columns(src: Source, form: LinearForm, path: list[Node]) -> Tensor:
 
 
 def folded_lookup(src: Source, lookup: Lookup, dest: Flow, node: int) -> Lookup | None:
-    """Return a src table with the numbers carried out that multiply its rows, where they do not in dest; or None."""
+    """Return a src table with the numbers carried out that multiply its rows, or else the vectors that are added to
+    all of them, where they are not in dest; or None.
+    """
     surplus = _numbers_behind(src.flow, lookup.node) - _numbers_behind(dest, node)
-    return _with_numbers(src, lookup, surplus) if surplus > 0 else None
+    if surplus > 0:
+        return _with_numbers(src, lookup, surplus)
+    return _with_vector(src, lookup) if terms_behind(src.flow, lookup.node) > terms_behind(dest, node) else None
+
+
+def _with_vector(src: Source, lookup: Lookup) -> Lookup | None:
+    """A table with the first vector added that src adds to each of its rows."""
+    node = _added_vectors(src.flow, lookup.node)[0]
+    index = next(i for i in node.operands if src.flow[i].role is Role.WEIGHT)
+    shape, width = src.flow[index].shape, node.shape[-1]
+    places = src.essential(index)[1]
+    if src.flow[lookup.weight].shape[1:] != (width,) or shape[-1:] != (width,) or len(places) != width:
+        return None
+    vector = taken(src, index, places)
+    return replace(lookup, weight=src.derive("add", torch.add, Ref(lookup.weight), Ref(vector)))
 
 
 def _with_numbers(src: Source, lookup: Lookup, surplus: int) -> Lookup | None:

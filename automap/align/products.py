@@ -46,15 +46,25 @@ def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[P
             units = [_units(mine, group, theirs, tolerance) for group in range(mine.groups)]
             units = [_with_effective(src, mine, n, group, tolerance) for n, group in enumerate(units)]
             if all(units):
+                units[0] += _of_all_steps(dest, src, mine, units[0])
                 found = _pieces(dest, src, mine, units)
                 if found:
                     return found
     if form.kind == "matmul" and form.groups == 1:
-        fewer = _subset_units(
-            form, _rows(dest, form), [f for f in src.linear if f.kind == "matmul"], lambda other: _rows(src, other)
-        )
+        fewer = _with_other_rows(dest, src, form)
         return _pieces(dest, src, form, [fewer]) if fewer else []
     return []
+
+
+def _with_other_rows(dest: Side, src: Source, form: LinearForm) -> list[_Unit]:
+    products = [f for f in src.linear if f.kind == "matmul"]
+    return _subset_units(form, _rows(dest, form), products, lambda other: _rows(src, other))
+
+
+def _of_all_steps(dest: Side, src: Source, form: LinearForm, units: list[_Unit]) -> list[_Unit]:
+    """Where what is met goes through a loop of src as well: the products that src takes outside of it, at once."""
+    is_loop = form.kind == "matmul" and form.groups == 1 and any(src.is_shared(u.form.weight) for u in units)
+    return _with_other_rows(dest, src, form) if is_loop else []
 
 
 def _with_effective(src: Source, form: LinearForm, group: int, units: list[_Unit], tolerance: float) -> list[_Unit]:
