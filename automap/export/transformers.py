@@ -126,8 +126,9 @@ def export_transformers(plan: Plan, *, model_class: str | None = None) -> str:
     """
     name = model_class or plan.dest
     if not name.isidentifier():
+        what = f"`{name}` is not the name of a model class" if name else "neither plan nor option names a model class"
         raise ExportError(
-            f"cannot export to transformers: `{name}` is not the name of a model class",
+            f"cannot export to transformers: {what}",
             help="name it: --model-class ViTForImageClassification",
         )
     check_names(plan, "transformers")

@@ -318,7 +318,7 @@ def test_a_missing_part_is_an_error_of_loading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        pytest.param(Plan({"b": Source("w", (2,))}), "`` is not the name of a model class", id="no class"),
+        pytest.param(Plan({"b": Source("w", (2,))}), "neither plan nor option names a model class", id="no class"),
         pytest.param(Plan({"b": Source("w", (2,))}, dest="a.b"), "`a.b` is not the name of a model class", id="class"),
         pytest.param(
             Plan({"b": Source("w+", (2,))}, dest="Holder"), "`w\\+` has characters that mean something else", id="plus"
