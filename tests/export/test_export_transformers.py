@@ -166,7 +166,18 @@ def stacked(*names: str, shape: tuple[int, ...] = (2, 3)) -> Expr:
 
 
 FUSED = Source("h.0.qkv.weight", (6, 4))
+PACKED = Source("h.0.packed", (4, 2, 3))
 EXACT = [
+    pytest.param(
+        {f"l.0.experts.{n}.w": Slice(FUSED, (n, 0), (n + 1, 4), (1, 1)) for n in range(6)},
+        r'\.experts\.{e}\.w" for e in range(6)],',
+        id="counted rows",
+    ),
+    pytest.param(
+        {f"l.0.experts.{n}.w": Reshape(Slice(PACKED, (n, 0, 0), (n + 1, 2, 3), (1, 1, 1)), (2, 3)) for n in range(4)},
+        r'\.experts\.{e}\.w" for e in range(4)],',
+        id="packed experts",
+    ),
     pytest.param({"a.w": Source("b.w", (2,)), "b.w": Source("a.w", (2,))}, "PrefixChange", id="swapped names"),
     pytest.param({"b.w": Source("a.w", (2,)), "c.w": Source("b.w", (2,))}, "PrefixChange", id="chained names"),
     pytest.param(
