@@ -104,7 +104,7 @@ def prepare_job(plan: Plan | str | Path, checkpoint: str, out: str | Path, optio
         index=index_of(files, found.index_metadata),
         digest=_digest(files, found),
         reads=_reads(recipes),
-        notes=(*found.notes, *_unread(loaded, found)),
+        notes=(*found.notes, *_unread(loaded, found), *_exceeded(options)),
         plan=loaded,
         checkpoint=found,
     )
@@ -117,10 +117,20 @@ def _memory_bytes(options: Options) -> int:
     return min(free_bytes() // _FREE_SHARE, 2**62 if options.is_local else _ELSEWHERE_BYTES)
 
 
+def _exceeded(options: Options) -> tuple[str, ...]:
+    """A note where the process itself takes more than the memory that is asked for."""
+    own, asked = resident_bytes(), _memory_bytes(options)
+    if own <= asked or not options.is_local:
+        return ()
+    return (f"{size_text(own)} are held before a byte is read, more than the {size_text(asked)} that may be",)
+
+
 def _work_for(out: str | Path) -> Work:
     place = place_of(out)
     if place.text.startswith("hf://"):
         raise FileError(f"{place} cannot be written to", help="write a folder, then `hf upload` it")
+    if place.name.endswith((".bin", ".pt", ".pth", ".ckpt")):
+        raise FileError(f"{place} is not the name of a safetensors file", help="name a .safetensors file or a folder")
     return Work(place, place.name.endswith(".safetensors"))
 
 

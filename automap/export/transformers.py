@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from automap.errors import ExportError
 from automap.export.entries import Entry, Names
-from automap.export.families import closed_families
+from automap.export.families import closed_families, numbered
 from automap.export.functions import Functions
 from automap.export.grouping import grouped
 from automap.export.names import all_names, check_names, string, title
@@ -20,12 +20,14 @@ from automap.export.patterns import check_plain, first_astray, pattern
 from automap.export.script import by_indices, item_lines, loop_lines
 from automap.export.shorten import shortened
 from automap.export.stock import stock_entry
-from automap.export.text import INDENT, WIDTH, Code, Group, docstring, laid_out, module
+from automap.export.text import INDENT, WIDTH, Code, Each, Group, docstring, laid_out, module
+from automap.plan.expr import Source
 
 if TYPE_CHECKING:
     from automap.plan import Plan
     from automap.plan.fold import Index
 
+MAX_LISTED = 3  # patterns that differ in a number only
 _CLASSES = {
     "Numbered": '''
 class Numbered(WeightConverter):
@@ -126,8 +128,9 @@ def export_transformers(plan: Plan, *, model_class: str | None = None) -> str:
     """
     name = model_class or plan.dest
     if not name.isidentifier():
+        what = f"`{name}` is not the name of a model class" if name else "neither plan nor option names a model class"
         raise ExportError(
-            f"cannot export to transformers: `{name}` is not the name of a model class",
+            f"cannot export to transformers: {what}",
             help="name it: --model-class ViTForImageClassification",
         )
     check_names(plan, "transformers")
@@ -195,17 +198,30 @@ def _loops(entry: Entry) -> tuple[Index, ...]:
 
 
 def _item(entry: Entry) -> Code:
-    sources, targets = ([_pattern_text(name, entry) for name in side] for side in (entry.sources, entry.targets))
     if not entry.operations:
-        return Group("WeightRenaming(", (*sources, *targets), ")")
+        return Group("WeightRenaming(", (*_texts(entry.sources, entry), *_texts(entry.targets, entry)), ")")
+    sources, targets = (_patterns(side, entry) for side in (entry.sources, entry.targets))
     operations = Group("[", entry.operations, "]")
     if entry.blocks:
-        return Group("Numbered(", (Group("[", tuple(sources), "]"), Group("[", tuple(targets), "]"), operations), ")")
-    return Group("WeightConverter(", (_one_or_list(sources), _one_or_list(targets), operations), ")")
+        return Group("Numbered(", (sources, targets, operations), ")")
+    return Group("WeightConverter(", (_without_brackets(sources), _without_brackets(targets), operations), ")")
 
 
-def _one_or_list(texts: Sequence[str]) -> Code:
-    return texts[0] if len(texts) == 1 else Group("[", tuple(texts), "]")
+def _patterns(names: Sequence[str], entry: Entry) -> Code:
+    """The list of the patterns of names; a comprehension where numbers count them."""
+    many = numbered([Source(name, ()) for name in names]) if len(names) > MAX_LISTED else None
+    if many is None or not isinstance(many.template, Source):
+        return Group("[", tuple(_texts(names, entry)), "]")
+    (text,) = _texts([many.template.name], entry)
+    return Each(text, f"for {many.variable} in range({many.count})")
+
+
+def _without_brackets(patterns: Code) -> Code:
+    return patterns.items[0] if isinstance(patterns, Group) and len(patterns.items) == 1 else patterns
+
+
+def _texts(names: Iterable[str], entry: Entry) -> list[str]:
+    return [_pattern_text(name, entry) for name in names]
 
 
 def _pattern_text(name: str, entry: Entry) -> str:

@@ -56,6 +56,12 @@ def test_floats_are_cast_and_a_file_is_written_where_one_is_named(
     assert {str(value.dtype) for value in load_output(out).values()} == {"torch.float16", "torch.int64", "torch.bool"}
 
 
+def test_a_memory_that_python_alone_exceeds_is_said(run: Run, words: list[object]) -> None:
+    status, out, _ = run(*words, "--memory", "1MB")
+    assert status == 0
+    assert " are held before a byte is read, more than the 976.6 KiB that may be" in out
+
+
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
@@ -63,6 +69,7 @@ def test_floats_are_cast_and_a_file_is_written_where_one_is_named(
         pytest.param(["--dtype", "float99"], 2, "error[bad-input]: `float99` is no dtype", id="dtype"),
         pytest.param(["--memory", "100"], 1, "error[bad-plan]: `", id="too little memory"),
         pytest.param(["-o", "hf://org/name"], 2, "error[bad-file]: hf://org/name cannot be written to", id="hub"),
+        pytest.param(["-o", "/nowhere/out.pt"], 2, "error[bad-file]: /nowhere/out.pt is not the name of a", id="torch"),
     ],
 )
 def test_what_cannot_be_done_is_one_message(

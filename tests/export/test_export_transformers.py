@@ -166,7 +166,18 @@ def stacked(*names: str, shape: tuple[int, ...] = (2, 3)) -> Expr:
 
 
 FUSED = Source("h.0.qkv.weight", (6, 4))
+PACKED = Source("h.0.packed", (4, 2, 3))
 EXACT = [
+    pytest.param(
+        {f"l.0.experts.{n}.w": Slice(FUSED, (n, 0), (n + 1, 4), (1, 1)) for n in range(6)},
+        r'\.experts\.{e}\.w" for e in range(6)],',
+        id="counted rows",
+    ),
+    pytest.param(
+        {f"l.0.experts.{n}.w": Reshape(Slice(PACKED, (n, 0, 0), (n + 1, 2, 3), (1, 1, 1)), (2, 3)) for n in range(4)},
+        r'\.experts\.{e}\.w" for e in range(4)],',
+        id="packed experts",
+    ),
     pytest.param({"a.w": Source("b.w", (2,)), "b.w": Source("a.w", (2,))}, "PrefixChange", id="swapped names"),
     pytest.param({"b.w": Source("a.w", (2,)), "c.w": Source("b.w", (2,))}, "PrefixChange", id="chained names"),
     pytest.param(
@@ -318,7 +329,7 @@ def test_a_missing_part_is_an_error_of_loading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        pytest.param(Plan({"b": Source("w", (2,))}), "`` is not the name of a model class", id="no class"),
+        pytest.param(Plan({"b": Source("w", (2,))}), "neither plan nor option names a model class", id="no class"),
         pytest.param(Plan({"b": Source("w", (2,))}, dest="a.b"), "`a.b` is not the name of a model class", id="class"),
         pytest.param(
             Plan({"b": Source("w+", (2,))}, dest="Holder"), "`w\\+` has characters that mean something else", id="plus"
