@@ -43,8 +43,8 @@ class Draft:
     `partly` are weights of which the sample reads some elements only: name, how many it does not read, how many of
     those src has nothing for. `missing` are dest weights that reach a compared output and have no source, `idle` those
     that reach none, `own` buffers that outputs agree with as they are, `uncomputed` weights with the formula that they
-    would take, `unwritten` those with one that no plan can hold, with the reason, `doubtful` those of which the order of
-    some elements is a guess: name, how many, and the other orders in words.
+    would take, `unwritten` those with one that no plan can hold, with the reason, `doubtful` those of which the order
+    of some elements is a guess: name, how many, and the other orders in words.
     """
 
     plan: Plan
