@@ -93,7 +93,20 @@ class Updated(nn.Module):
         return F.linear(x, self.weight + 0.5 * self.up @ self.down, self.bias)
 
 
+class Magnitude(Updated):
+    """The updated weight in another length for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = nn.Parameter(torch.rand(8, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + self.up @ self.down
+        return F.linear(x, self.length * weight / weight.norm(dim=1, keepdim=True), self.bias)
+
+
 PARAMETRISED = [
+    pytest.param(lambda _: Magnitude(), 8, id="low-rank-update-and-magnitude"),
     *(
         pytest.param(partial(orthogonal, orthogonal_map=name, use_trivialization=based), 12, id=f"{name}-{based}")
         for name in ("cayley", "matrix_exp", "householder")

@@ -7,6 +7,7 @@ the weight side, for the uses where a product of dest takes one weight in their 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -56,7 +57,7 @@ def on_weight_side(src: Source, index: int) -> int | None:
     node = src.flow[index]
     if node.role is not Role.ACTIVATION:
         return index
-    if node.kwargs or not isinstance(src.run.value(index), Tensor):
+    if next(refs_in(node.kwargs), None) is not None or not isinstance(src.run.value(index), Tensor):
         return None
     made: dict[int, int] = {}
     for ref in refs_in(node.args):
@@ -65,7 +66,8 @@ def on_weight_side(src: Source, index: int) -> int | None:
             return None
         made[ref] = other
     assert node.function is not None
-    return src.derive(node.op, node.function, *_hashable(replace_refs(node.args, lambda i: Ref(made[i]))))
+    function = partial(node.function, **node.kwargs) if node.kwargs else node.function
+    return src.derive(node.op, function, *_hashable(replace_refs(node.args, lambda i: Ref(made[i]))))
 
 
 def _hashable(value: object) -> tuple[object, ...]:
