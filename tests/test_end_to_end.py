@@ -151,8 +151,8 @@ def test_the_json_report_has_its_schema(run: Run, net: str, tmp_path: Path) -> N
     assert str(tmp_path) not in text
     data = json.loads(text)
     assert list(data) == [
-        *("schema", "verdict", "is_applied", "is_equal", "captures", "weights", "unused", "kept", "findings"),
-        *("parity", "op_parity", "next_steps", "notes"),
+        *("schema", "verdict", "is_applied", "is_equal", "captures", "weights", "unused", "kept", "missing"),
+        *("findings", "parity", "op_parity", "next_steps", "notes"),
     ]
     assert (data["schema"], data["verdict"], data["is_equal"]) == ("automap-report/1", "complete", True)
     assert {weight["dest"] for weight in data["weights"]} == set(build_model(f"{net}Renamed").state_dict())

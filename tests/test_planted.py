@@ -90,7 +90,6 @@ TEXT = [
     changed("mean-of-tokens", "op-extra", "mean", head_token=-1, dest={"head_token": None, "is_mean": True}),
     changed("distance-bias", "constant-differs", "table", dest={"alibi": 0.3}),
     changed("distance-slope", "constant-differs", "table", alibi=0.3, dest={"alibi": 0.5}),
-    changed("logit-scale", "attribute-differs op-extra", "scale 0.25", dest={"logit_scale": 0.25}),
     changed("clamp", "op-extra", "clamp mlp", dest={"clamp": 0.5}),
     changed("clamp-range", "attribute-differs", "clamp 0.5 0.7", clamp=0.5, dest={"clamp": 0.7}),
     changed("activated-values", "op-extra", "tanh attn", dest={"value_act": torch.tanh}),

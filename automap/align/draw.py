@@ -15,7 +15,7 @@ _SPREAD = 0.2
 def draw_weights(flow: Flow, seed: int) -> Mapping[int, Tensor]:
     """Return float64 values for flow's weights: each near its own value, zeros and ones told apart, signs kept."""
     generator = torch.Generator().manual_seed(seed)
-    return {index: _drawn(weight.tensor.detach().double(), generator) for index, weight in flow.weights.items()}
+    return {index: _drawn(weight.tensor.detach(), generator) for index, weight in flow.weights.items()}
 
 
 def own_weights(flow: Flow) -> Mapping[int, Tensor]:
@@ -24,12 +24,16 @@ def own_weights(flow: Flow) -> Mapping[int, Tensor]:
 
 
 def _drawn(value: Tensor, generator: torch.Generator) -> Tensor:
-    if not value.numel():
-        return value
-    noise = torch.rand(value.shape, generator=generator, dtype=torch.float32).double().mul_(3.0).sub_(1.5)
+    shape, count = value.shape, value.numel()
+    if not count:
+        return value.double()
+    if not any(value.stride()):  # one number throughout, which stays one
+        value = value[(slice(1),) * value.dim()]
+    value = value.double()
+    noise = torch.rand(shape, generator=generator, dtype=torch.float32).double().mul_(3.0).sub_(1.5)
     if bool((value >= 0).all()) and bool((value > 0).any()):
         return value * (1 + _SPREAD * noise) + 1e-3 * noise.abs() * value.mean()
     scale = float(torch.linalg.vector_norm(value)) * value.numel() ** -0.5
     if scale == 0:
-        scale = 1.0 if value.dim() < 2 else float(value[0].numel()) ** -0.5
+        scale = 1.0 if len(shape) < 2 else (count / shape[0]) ** -0.5
     return noise.mul_(_SPREAD * scale).add_(value)

@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from automap.canonical.flow import Flow, Node, Ref
+from automap.canonical.rules.layout import MOVES
 from automap.twin.dims import Digits, Dims
 
 #: the ops that compute each element of the result from the elements at the same place, or along dims that stay
@@ -48,11 +51,12 @@ _END = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
-    """The dims of every node's value, as variables."""
+    """The dims of every node's value, as variables; `chosen` are the inputs that do nothing but choose rows."""
 
     flow: Flow
     dims: Dims
     variables: Mapping[int, tuple[int, ...]]
+    chosen: Mapping[int, int]
 
     def of(self, value: Any) -> tuple[int, ...]:
         """Return the dims of an operand, none for a plain number."""
@@ -259,14 +263,43 @@ def _part(shaped: Shaped, node: Node) -> None:
 
 
 def _rows(shaped: Shaped, node: Node) -> None:
-    """Rows of a table: which there are stays, how wide they are does not matter."""
+    """Rows of a table: how many there are stays, but where an input alone chooses among them."""
     if not all(isinstance(arg, Ref) for arg in node.args[:2]):
         shaped.keep(node)
         return
     table, index = (shaped.of(arg) for arg in node.args[:2])
     after = shaped.variables[node.index]
-    shaped.dims.keep((table[0], *index, *after[: len(index)]))
+    shaped.dims.keep((*index, *after[: len(index)]))
+    kinds = shaped.chosen.get(behind_moves(shaped.flow, node.args[1].index))
+    if kinds is None or node.op != "lookup":
+        shaped.dims.keep(table[:1])
+    else:
+        shaped.dims.cap(table[0], shaped.dims.limit, kinds)
     shaped.alike(table[1:], after[len(index) :])
+
+
+def behind_moves(flow: Flow, index: int) -> int:
+    """Return the node whose elements a node only lays out anew."""
+    while flow[index].op in MOVES and len(flow[index].operands) == 1:
+        index = flow[index].operands[0]
+    return index
+
+
+def choosing_inputs(flow: Flow) -> dict[int, int]:
+    """Return the inputs of whole numbers that do nothing but choose rows of tables, with how many kinds they have."""
+    found = {}
+    for leaf, value in flow.inputs.items():
+        if not value.is_floating_point() and value.dtype != torch.bool and _only_chooses(flow, leaf):
+            found[leaf] = len(torch.unique(value))
+    return found
+
+
+def _only_chooses(flow: Flow, index: int) -> bool:
+    readers = [flow[r] for r in flow.readers.get(index, ())]
+    return bool(readers) and all(
+        (r.op == "lookup" and r.operands[0] != index) or (r.op in MOVES and _only_chooses(flow, r.index))
+        for r in readers
+    )
 
 
 def _as_complex(shaped: Shaped, node: Node) -> None:

@@ -19,7 +19,7 @@ from automap.canonical.flow import Flow, Node, Role
 from automap.capture import Weight
 from automap.capture.refill import is_valueless, stand_in
 from automap.twin.dims import Digits, Dims
-from automap.twin.rules import Shaped, narrow_args, relate
+from automap.twin.rules import Shaped, behind_moves, choosing_inputs, narrow_args, relate
 
 #: a layer of the twin is at least so wide
 _LEAST_WIDTH = 4
@@ -32,6 +32,7 @@ class Narrowing:
     flow: Flow
     dims: Dims
     variables: Mapping[int, tuple[int, ...]]
+    chosen: Mapping[int, int]
 
     @classmethod
     def of(cls, flow: Flow, limit: int, caps: Mapping[int, int]) -> Narrowing:
@@ -40,7 +41,8 @@ class Narrowing:
         """
         dims = Dims(limit)
         variables = {node.index: tuple(dims.new(size) for size in node.shape) for node in flow.nodes}
-        shaped = Shaped(flow, dims, variables)
+        chosen = choosing_inputs(flow)
+        shaped = Shaped(flow, dims, variables, chosen)
         for index in flow.inputs:
             dims.keep(variables[index])
         for variable in (v for index in flow.weights for v in variables[index]):
@@ -49,7 +51,7 @@ class Narrowing:
             if node.function is not None and node.role is not Role.CONSTANT:
                 relate(shaped, node)
         dims.solve()
-        return cls(flow, dims, variables)
+        return cls(flow, dims, variables, chosen)
 
     def digits(self, index: int) -> tuple[Digits, ...]:
         """Return how the dims of a node's value are narrowed."""
@@ -84,7 +86,20 @@ class Narrowing:
                 node = replace(node, shape=shape)
             nodes.append(node)
         weights = {index: _weight(weight, self.digits(index)) for index, weight in self.flow.weights.items()}
-        return replace(self.flow, nodes=tuple(nodes), constants=kept, weights=weights)
+        inputs = {leaf: self._chosen_rows(leaf, value) for leaf, value in self.flow.inputs.items()}
+        return replace(self.flow, nodes=tuple(nodes), constants=kept, weights=weights, inputs=inputs)
+
+    def _chosen_rows(self, leaf: int, value: Tensor) -> Tensor:
+        """What an input is in the twin: where it chooses rows of narrowed tables, the first ones, one for each kind."""
+        tables = [
+            self.digits(node.operands[0])[0]
+            for node in self.flow.nodes
+            if node.op == "lookup" and behind_moves(self.flow, node.operands[1]) == leaf
+        ]
+        if leaf not in self.chosen or not tables or any(digits.is_kept for digits in tables):
+            return value
+        ranks: Tensor = torch.unique(value, return_inverse=True)[1]
+        return ranks.view(value.shape)
 
 
 def full_work(flow: Flow) -> int:
