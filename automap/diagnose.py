@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from automap.align.candidates import Candidate
 from automap.align.choices import Stop
 from automap.align.divergence import Values
 from automap.align.moments import EXACT
@@ -65,23 +66,29 @@ def _stop_findings(solution: Solution, stops: list[Stop]) -> list[Finding]:
     return list(found.values())
 
 
+def _src_node(candidate: Candidate) -> int:
+    """The src op that a candidate is about, -1 where it is a constant."""
+    return next((part for part in candidate.key if isinstance(part, int)), -1)
+
+
 def _cut_findings(solution: Solution) -> list[Finding]:
     """Src uses whose outputs dest takes only in part, or twice: another number of classes, say."""
     choices = solution.outcome.choices.values()
     src, dest = solution.src.flow, solution.dest.flow
     found = []
-    for node in sorted({int(str(c.taken.key[0])) for c in choices if "run" in c.taken.key}):
-        offered = {k.key for c in choices for k in c.candidates if "run" in k.key and k.key[0] == node}
-        if offered != {c.taken.key for c in choices if "run" in c.taken.key and c.taken.key[0] == node}:
+    runs = [(_src_node(c.taken), c.taken.key) for c in choices if "run" in c.taken.key]
+    for node in sorted({node for node, _ in runs}):
+        offered = {k.key for c in choices for k in c.candidates if "run" in k.key and _src_node(k) == node}
+        if offered != {key for other, key in runs if other == node}:
             site = site_of(src, node)
             text = f"dest takes only some outputs of `{site.name}` ({site.kind}): another number of classes or of heads"
             found.append(Finding("shape-differs", text, site, None))
-    pieces = Counter((c.key[0], c.key[1], c.taken.key) for c in choices)
-    for (node, _, taken), count in pieces.items():
+    pieces = Counter((c.key[0], c.key[1], c.taken.key, _src_node(c.taken)) for c in choices)
+    for (node, _, _, theirs), count in pieces.items():
         if count > 1:
             site = site_of(dest, node)
             text = f"`{site.name}` ({site.kind}) in dest would take the same outputs of src {count} times: it is wider"
-            found.append(Finding("shape-differs", text, site_of(src, int(str(taken[0]))), site))
+            found.append(Finding("shape-differs", text, site_of(src, theirs) if theirs >= 0 else None, site))
     return found
 
 

@@ -301,3 +301,29 @@ def test_what_needs_values_says_so_for_models_without() -> None:
         automap.transfer(src, dest, sample)
     with pytest.raises(CaptureError, match="cannot be compared op by op"):
         automap.explain(src, dest, sample)
+
+
+class Experts(nn.Module):
+    """Four experts whose results are added up: packed for one product, or a stack of matrices the other way round."""
+
+    def __init__(self, is_packed: bool) -> None:
+        super().__init__()
+        shape = (4, 2 * WIDTH, WIDTH) if is_packed else (4, WIDTH, 2 * WIDTH)
+        self.up, self.down = nn.Parameter(noise(*shape)), nn.Parameter(noise(4, *shape[:0:-1], seed=1))
+        self.is_packed = is_packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_packed:
+            made = F.silu(torch.einsum("bsd,eid->ebsi", x, self.up))
+            return torch.einsum("ebsi,edi->bsd", made, self.down)
+        each = x.expand(4, *x.shape).flatten(1, 2)
+        return (F.silu(each @ self.up) @ self.down).sum(0).view(x.shape)
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_experts_in_one_product_are_those_in_a_stack(is_packed: bool) -> None:
+    src, dest = randomized(Experts(is_packed), 1), randomized(Experts(not is_packed), 2)
+    found = automap.transfer(src, dest, noise(2, 5, WIDTH)).match
+    assert found.is_complete
+    assert torch.equal(dest.up, src.up.transpose(1, 2))
+    assert torch.equal(dest.down, src.down.transpose(1, 2))

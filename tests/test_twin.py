@@ -203,7 +203,9 @@ D = Digits
             id="pairs to halves, head by head",
         ),
         pytest.param(Slice(Source("d", (8,)), (1,), (8,), (2,)), [D(1, 64, 4, 1)], "d[1:128:2]", id="every other one"),
-        pytest.param(Concat((Source("a", (4,)), Source("a", (4,))), 0), [D(2, 64, 4, 1)], "cat(a, a, dim=0)", id="joined"),
+        pytest.param(
+            Concat((Source("a", (4,)), Source("a", (4,))), 0), [D(2, 64, 4, 1)], "cat(a, a, dim=0)", id="joined"
+        ),
         pytest.param(Fill(0.0, (4,)), [D(1, 64, 4, 1)], "zeros(64)", id="a constant"),
     ],
 )

@@ -13,9 +13,30 @@ from automap.canonical.rules.casts import made_wide
 
 
 def matmul(builder: Builder, left: Any, right: Any) -> Ref:
-    """`left @ right` for two matrices or two stacks of matrices."""
+    """`left @ right` for two matrices or two stacks; a matrix that meets a stack of weights is in one product."""
     shape = (*builder.shape(left)[:-1], builder.shape(right)[-1])
-    return builder.add("matmul", torch.matmul, left, right, shape=shape)
+    once = _unrepeated(builder, left) if builder.role(right) is Role.WEIGHT and len(shape) == 3 else None
+    if once is None:
+        return builder.add("matmul", torch.matmul, left, right, shape=shape)
+    count, rows, columns = shape
+    inner = builder.shape(right)[1]
+    rows_first = _laid_out(builder, once, (), (rows, inner))
+    weights = _laid_out(builder, right, (1, 0, 2), (inner, count * columns))
+    product = builder.add("matmul", torch.matmul, rows_first, weights, shape=(rows, count * columns))
+    return _laid_out(builder, _laid_out(builder, product, (), (rows, count, columns)), (1, 0, 2), ())
+
+
+def _unrepeated(builder: Builder, value: Ref) -> Ref | None:
+    """What a stack of matrices repeats, where it is data expanded along its first dim; None where it is not."""
+    node, count = builder.nodes[value.index], builder.shape(value)[0]
+    while node.op in ("reshape", "unsqueeze") and node.shape[:1] == (count,) and count > 1:
+        node = builder.nodes[node.operands[0]]
+    if node.op != "expand" or node.role is not Role.ACTIVATION or node.shape[0] != count or count == 1:
+        return None
+    below = builder.nodes[node.operands[0]]
+    is_repeated = len(below.shape) < len(node.shape) or below.shape[0] == 1
+    is_rest_kept = math.prod(below.shape) * count == math.prod(node.shape)
+    return Ref(below.index) if is_repeated and is_rest_kept else None
 
 
 def shift(builder: Builder, value: Ref, bias: Any) -> Ref:
@@ -55,7 +76,8 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
     """`(x * w).sum(d)` with one weight for each place along d is a product of matrices, one for each row of w."""
     origin = builder.origin
     shape = tuple(origin.meta["shape"]) if origin is not None else ()
-    found = _contracted(builder, args[0], args[1], shape) if len(args) > 1 else None
+    dims = args[1] if len(args) > 1 else None
+    found = _contracted(builder, args[0], dims, shape) or _over_stack(builder, args[0], dims, shape)
     return found if found is not None else made_wide(builder, aten.sum.dim_IntList, args, kwargs)
 
 
@@ -79,6 +101,19 @@ def _contracted(builder: Builder, value: Ref, dims: Any, shape: tuple[int, ...])
     result = _laid_out(builder, matmul(builder, rows, columns), (), tuple(sizes[d] for d in (*stacked, *free)))
     back = tuple((*stacked, *free).index(d) for d in range(rank) if d != dim)
     return _laid_out(builder, _laid_out(builder, result, back, ()), (), shape)
+
+
+def _over_stack(builder: Builder, value: Ref, dims: Any, shape: tuple[int, ...]) -> Ref | None:
+    """The sum of a stack of products, each with a weight of its own, as one product over all their inputs."""
+    node = builder.nodes[value.index]
+    is_stack = node.op == "matmul" and len(node.shape) == 3 and builder.role(node.args[1]) is Role.WEIGHT
+    if not is_stack or not dims or list(dims) != [0] or builder.role(node.args[0]) is not Role.ACTIVATION:
+        return None
+    count, rows, columns = node.shape
+    inner = builder.shape(node.args[1])[1]
+    joined = _laid_out(builder, node.args[0], (1, 0, 2), (rows, count * inner))
+    weights = _laid_out(builder, node.args[1], (), (count * inner, columns))
+    return _laid_out(builder, matmul(builder, joined, weights), (), shape)
 
 
 def _data_and_weight(builder: Builder, value: Ref) -> tuple[Ref, Ref] | None:
