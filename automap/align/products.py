@@ -6,7 +6,6 @@ Columns give the order of input channels, what reads the outputs gives their par
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +20,6 @@ from automap.align.forms import LinearForm, is_near, unfolded
 from automap.align.labels import similarity
 from automap.align.moments import CLOSE, EXACT, ROUNDED, bijection, clean, distance, row_order
 from automap.align.table import Side, Source
-from automap.canonical.flow import Flow
-from automap.canonical.rules.layout import MOVES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -350,8 +347,6 @@ def _merit(form: LinearForm) -> float:
     return -3.0 if form.is_composed else 3.0 if form.is_folded else 0.0
 
 
-#: layout ops that may read one channel several times
-_SPREADING = {"expand", "repeat", "index", "index_select"}
 #: how well a cut of src's outputs speaks for a candidate
 _FIT = {"repeat": 0.0, "part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
 
@@ -372,7 +367,7 @@ def _src_pieces(src: Source, unit: _Unit, size: int) -> list[tuple[Piece, tuple[
         found = [(run, ("run", n)) for n, run in enumerate(runs)]
     if not found and unit.form.width == size:
         found = [(Piece(torch.arange(size), src.labels[unit.form.node]), ("whole", 0))]
-    return found or list(_repeated(src, read, size)) if _is_spread(src.flow, unit.form.node) else found
+    return found or list(_repeated(src, read, size)) if src.is_spread(unit.form.node) else found
 
 
 def _repeated(src: Source, read: list[Piece], size: int) -> Iterator[tuple[Piece, tuple[str, int]]]:
@@ -383,18 +378,3 @@ def _repeated(src: Source, read: list[Piece], size: int) -> Iterator[tuple[Piece
             for block in (b for b in range(width, 1, -1) if width % b == 0):
                 rows = piece.channels.view(-1, 1, block).expand(-1, size // width, -1)
                 yield replace(piece, channels=rows.reshape(-1)), ("repeat", block)
-
-
-def _is_spread(flow: Flow, index: int) -> bool:
-    """Whether what is computed with a product reads some of its channels more than once, as shared heads are."""
-    stack = [index]
-    while stack:
-        step = stack.pop()
-        for reader in flow.readers.get(step, ()):
-            node = flow[reader]
-            if node.op in _SPREADING and math.prod(node.shape) > math.prod(flow[step].shape):
-                return True
-            if node.op in MOVES or node.op == "add" or node.op == "mul":
-                is_same = math.prod(node.shape) <= math.prod(flow[index].shape)
-                stack += [reader] if is_same and reader not in stack else []
-    return False

@@ -22,6 +22,8 @@ from automap.canonical.rules.layout import MOVES
 
 #: traces of so many elements are kept, larger ones made anew
 _KEPT = 65_536
+#: layout ops that may read one channel several times
+_SPREADING = {"expand", "repeat", "index", "index_select"}
 #: layout ops after which strides tell where each element is
 _STRIDED = {"reshape", "permute", "transpose", "slice", "select", "squeeze", "unsqueeze", "expand"}
 
@@ -203,6 +205,7 @@ class Source(Side):
         self._indexes: dict[str, tuple[Tensor, Tensor]] = {}
         self.slots: list[Slot] = []
         self._derived: dict[object, int] = {}
+        self._spread: dict[int, list[bool]] = {}
         for node in flow.nodes:
             if node.role is Role.ACTIVATION and node.op != "input":
                 self.run.value(node.index)
@@ -227,6 +230,24 @@ class Source(Side):
             self.run.set(index, value)
             self._derived[key] = index
         return self._derived[key]
+
+    def is_spread(self, index: int) -> bool:
+        """Whether what is computed with a value reads some of its channels more than once, as shared heads are."""
+        size = math.prod(self.flow[index].shape)
+        if size not in self._spread:
+            self._spread[size] = self._spread_values(size)
+        return self._spread[size][index]
+
+    def _spread_values(self, size: int) -> list[bool]:
+        """For each node whether it is read more than once, directly or by what moves and sums no more than size."""
+        nodes, sizes = self.flow.nodes, [math.prod(node.shape) for node in self.flow.nodes]
+        found = [False] * len(nodes)
+        for index in reversed(range(len(nodes))):
+            for reader in self.flow.readers.get(index, ()):
+                op = nodes[reader].op
+                is_passed_on = found[reader] and sizes[reader] <= size and (op in MOVES or op in ("add", "mul"))
+                found[index] |= is_passed_on or (op in _SPREADING and sizes[reader] > sizes[index])
+        return found
 
     def number(self, index: int) -> int:
         """Return the number of the first element of a weight-side value that is a src tensor of its own in claims."""
