@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from automap.capture.result import Method
+from automap.capture.result import Method, storage_key
 from automap.errors import CaptureError, MismatchError
 from automap.inputs import Inputs
 from automap.matching import Matched, compared_outputs, matched
+from automap.plan import Plan
 from automap.results import Evidence, Explanation, Match, OpParity, Parity, Transfer
 from automap.verify import Models, Verify, coarsest_rounding, drawn_check, op_parities, prove
 
@@ -257,7 +258,7 @@ def _carried_over(
     started = time.perf_counter()
     before: dict[str, Tensor] = {}
     try:
-        _place(models.dest, found.plan.apply(models.src.state_dict()), before)
+        _place(models.dest, _values(found.plan, models.src, models.dest), before)
         placed = time.perf_counter()
         parity = proof()
         timings = {**found.timings_s, "apply": placed - started, "verify": time.perf_counter() - placed}
@@ -267,7 +268,7 @@ def _carried_over(
         if is_strict and not result.is_equal:
             raise MismatchError(f"{_refusal(parity)}; dest was left as it was", replace(result, is_applied=False))
     except BaseException:
-        _place(models.dest, before, {})
+        _place(models.dest, before.items(), {})
         raise
     return result
 
@@ -278,13 +279,24 @@ def _refusal(parity: Parity) -> str:
     return "the outputs differ after the transfer" if parity.checks else "there are no outputs to compare"
 
 
-def _place(model: nn.Module, state: Mapping[str, Tensor], before: dict[str, Tensor]) -> None:
-    """Copy values into a model's parameters and buffers by name; what was there goes into before."""
+def _place(model: nn.Module, values: Iterable[tuple[str, Tensor]], before: dict[str, Tensor]) -> None:
+    """Copy values into a model's parameters and buffers by name, tied ones once; what was there goes into before."""
     named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    placed: set[int] = set()
     with torch.no_grad():
-        for name, value in state.items():
-            before[name] = named[name].detach().clone()
-            named[name].copy_(value)
+        for name, value in values:
+            if id(named[name]) not in placed:
+                before[name] = named[name].detach().clone()
+                named[name].copy_(value)
+                placed.add(id(named[name]))
+
+
+def _values(plan: Plan, src: nn.Module, dest: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """What a plan gives, one tensor at a time, or all at once where writing into dest would change what src has."""
+    state = src.state_dict()
+    held = {storage_key(tensor) for tensor in state.values()}
+    is_shared = any(storage_key(tensor) in held for tensor in dest.state_dict().values())
+    return plan.apply(state).items() if is_shared else plan.values(state)
 
 
 def _tested(found: Match, parity: Parity | None) -> dict[str, Evidence]:

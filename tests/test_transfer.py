@@ -18,6 +18,7 @@ from automap.capture import record
 from automap.inputs import Inputs
 from automap.matching import compared_outputs
 from automap.plan import Plan
+from automap.results import Parity
 from automap.verify import random_test
 
 
@@ -69,6 +70,43 @@ def test_dest_keeps_its_mode_and_its_parameters() -> None:
     assert {name: id(parameter) for name, parameter in dest.named_parameters()} == held
     assert all(parameter.requires_grad for parameter in dest.parameters())
     assert torch.equal(dest.block.bn1.num_batches_tracked, counted)
+
+
+class Tied(nn.Module):
+    """Words and head are one parameter with two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, 6), nn.Linear(6, 9, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.words(ids)))
+
+
+def test_tied_weights_are_put_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    src, dest = randomized(Tied(), 1), randomized(Tied(), 2)
+    before = state_of(dest)
+    monkeypatch.setattr("automap.api.prove", lambda *_, **__: Parity(()))
+    with pytest.raises(MismatchError):
+        automap.transfer(src, dest, torch.tensor([[1, 4, 2]]))
+    assert same_state(state_of(dest), before)
+
+
+def test_exchanging_weights_within_one_module_does_not_lose_any() -> None:
+    class Steps(nn.Module):
+        def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.tanh(self.first(x)))
+
+    a, b = randomized(nn.Linear(4, 4), 1), randomized(nn.Linear(4, 4), 2)
+    src, dest = Steps(a, b).eval(), Steps(b, a).eval()  # type: ignore[arg-type]
+    held = a.weight.detach().clone(), b.weight.detach().clone()
+    automap.transfer(src, dest, noise(3, 4))
+    assert (torch.equal(b.weight, held[0]), torch.equal(a.weight, held[1])) == (True, True)
 
 
 def test_a_transfer_twice_is_a_transfer() -> None:

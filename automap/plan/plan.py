@@ -10,7 +10,7 @@ import html
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,17 +93,28 @@ class Plan:
         """
         import torch
 
-        self._check_present(src_state)
         state: dict[str, Tensor] = {}
-        with torch.no_grad():
-            for name, expr in self.entries.items():
-                try:
-                    value = evaluate(expr, src_state).detach()
-                except PlanError as error:
-                    raise PlanError(f"`{name}`: {error}") from error
-                fresh = value.clone(memory_format=torch.contiguous_format) if _may_alias(expr) else value
-                state[name] = fresh.contiguous()
+        for name, value in self.values(src_state):
+            is_alias = _may_alias(self.entries[name])
+            state[name] = (value.clone(memory_format=torch.contiguous_format) if is_alias else value).contiguous()
         return state
+
+    def values(self, src_state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield what `apply` gives, one tensor after the other: each may be a view of one of `src_state`.
+
+        Raises:
+            PlanError: src tensors are missing or have other shapes.
+        """
+        import torch
+
+        self._check_present(src_state)
+        for name, expr in self.entries.items():
+            try:
+                with torch.no_grad():
+                    value = evaluate(expr, src_state).detach()
+            except PlanError as error:
+                raise PlanError(f"`{name}`: {error}") from error
+            yield name, value
 
     def _check_present(self, src_state: Mapping[str, Tensor]) -> None:
         missing = [source.name for source in self.sources if source.name not in src_state]
