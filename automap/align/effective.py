@@ -128,6 +128,16 @@ def advanced(src: Source, found: Affine, steps: Iterable[int] | None = None, mos
     return found
 
 
+def shift_behind(src: Source, form: LinearForm) -> int | None:
+    """Return the first table added behind a product as one number for each of its outputs, or None."""
+    found = started(src, form)
+    for node in _steps(src.flow, form.node):
+        found = None if found is None or node.op == "mul" else _after(src, found, node)
+        if found is None or found.shift is not None:
+            break
+    return None if found is None else found.shift
+
+
 def end_of(flow: Flow, index: int) -> int:
     """Return the last value that a value goes to through layout, sums and products with weights and numbers."""
     for node in _steps(flow, index):

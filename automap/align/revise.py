@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from automap.align.choices import Key, Stop
 from automap.align.scale import Factor, proportional, rescaled, steady
 from automap.align.second import Second
-from automap.canonical.flow import Role
+from automap.canonical.flow import Ref, Role
 from automap.canonical.rules.layout import MOVES
 
 if TYPE_CHECKING:
@@ -23,17 +23,19 @@ _REVISION, _FACTORS = 6_000, 6
 
 
 def _nearest(search: Search, index: int) -> list[Key]:
-    """The decisions that a value is a product, sum or layout of: the first factor's where two values meet."""
-    flow, before = search.dest.flow, index
+    """The decisions that a value is a product, sum or layout of: all that the first factor is made of where two meet."""
+    flow, before, factor = search.dest.flow, index, index
     while True:
         found = sorted(search.decided_at(index))
         pieces = [k for k in found if search.choices[k].taken.channels is not None or flow[index].op == "lookup"]
         if pieces:
-            return [k for k in pieces if before in search.choices[k].readers] or pieces
+            inside = flow.ancestors([factor]) if factor != before else set()
+            turned = [k for k in pieces if search.choices[k].readers & inside]
+            return turned or [k for k in pieces if before in search.choices[k].readers][:1] or pieces[:1]
         operands = [i for i in flow[index].operands if flow[i].role is Role.ACTIVATION]
         if not operands or flow[index].op not in (*MOVES, "add", "mul", "div", "matmul"):
             return []
-        before = index if flow[index].op == "matmul" else before
+        before, factor = (index, operands[0]) if flow[index].op == "matmul" else (before, factor)
         index = operands[0]
 
 
@@ -67,15 +69,23 @@ def _rescale(search: Search, stop: Stop, factors: list[Factor]) -> bool:
         ratio = steady(factor, second)
         if ratio is None:
             continue
-        for key in (k for k in _nearest(search, factor.node)[:1] if not search.dest.is_shared(k[1])):
-            former = search.choices[key].taken
-            if key in search.offered and former is search.offered[key]:
-                continue
-            search.offered[key] = rescaled(search.src, former, ratio)
-            if search.replay(stop, {key: search.offered[key].id}) is None:
-                return True
-            search.replay(stop, {key: former.id})
-            del search.offered[key]
+        keys = [k for k in _nearest(search, factor.node) if not search.dest.is_shared(k[1])]
+        if keys and _rescale_pieces(search, stop, keys, ratio):
+            return True
+    return False
+
+
+def _rescale_pieces(search: Search, stop: Stop, keys: list[Key], ratio: float | Ref) -> bool:
+    """Let all pieces of a product that a value is made of, the halves of a rotation say, make up for a factor."""
+    former = {key: search.choices[key].taken for key in keys}
+    if any(search.offered.get(key) is candidate for key, candidate in former.items()):
+        return False
+    search.offered |= {key: rescaled(search.src, candidate, ratio) for key, candidate in former.items()}
+    if search.replay(stop, {key: search.offered[key].id for key in keys}) is None:
+        return True
+    search.replay(stop, {key: candidate.id for key, candidate in former.items()})
+    for key in keys:
+        del search.offered[key]
     return False
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from automap.align.assignment import Claim
 from automap.align.candidates import Candidate, certain
-from automap.align.effective import folded_lookup, terms_behind
+from automap.align.effective import folded_lookup, shift_behind, terms_behind
 from automap.align.forms import ElementForm, is_near
 from automap.align.labels import similarity
 from automap.align.moments import CLOSE, EXACT, bijection, clean, injection, row_order
@@ -154,7 +154,11 @@ def added_to(src: Source, product: Candidate, node: int) -> tuple[int | None, Te
         width = 0 if product.shift is None else src.flow[product.shift].shape[0]
         return product.shift, torch.arange(width)
     bias = _bias_of(src, node)
-    return (None, torch.arange(0)) if bias is None else (bias.weight, bias.places)
+    forms = [f for f in src.linear if f.node == node] if bias is not None else []
+    if bias is not None and (not forms or len(bias.places) >= forms[0].groups * forms[0].width):
+        return bias.weight, bias.places
+    spread = shift_behind(src, forms[0]) if forms else None  # one number for several channels, side by side in images
+    return spread, torch.arange(0 if spread is None else src.flow[spread].shape[0])
 
 
 def _bias_of(src: Source, node: int) -> ElementForm | None:

@@ -183,6 +183,8 @@ def moved(node: Node, ids: Mapping[int, Tensor], constant: Any) -> Tensor:
     if node.op == "constant_pad_nd":
         args, kwargs = (args[0], args[1], -1), {}
     assert node.function is not None
+    if node.op == "im2col":  # takes no integers, and pads with zeros
+        return node.function((args[0] + 1).double(), *args[1:], **kwargs).long() - 1  # type: ignore[no-any-return]
     return node.function(*args, **kwargs)  # type: ignore[no-any-return]
 
 

@@ -47,6 +47,14 @@ RULES = [
     case(
         lambda x, w, b: F.conv_transpose2d(x, w, b, 2),
         IMAGE,
+        "matmul add",
+        id="convolution-transposed-side-by-side",
+        w=(8, 6, 2, 2),
+        b=(6,),
+    ),
+    case(
+        lambda x, w, b: F.conv_transpose2d(x, w, b, 2, 1),
+        IMAGE,
         "convolution add",
         id="convolution-transposed",
         w=(8, 6, 2, 2),

@@ -144,13 +144,37 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
     data, weight, bias, *geometry = args
     origin = builder.origin
     shape = tuple(origin.meta["shape"]) if origin is not None else ()
-    product = builder.add("convolution", aten.convolution.default, data, weight, None, *geometry, shape=shape)
+    if _is_tiling(builder, data, weight, geometry):
+        product = _tiles(builder, data, weight, shape)
+    else:
+        product = builder.add("convolution", aten.convolution.default, data, weight, None, *geometry, shape=shape)
     if bias is None:
         return product
     spatial = [1] * (len(shape) - 2)
     size = (-1, *spatial)
     column = builder.add("reshape", torch.reshape, bias, size, shape=(builder.shape(bias)[0], *spatial))
     return shift(builder, product, column)
+
+
+def _is_tiling(builder: Builder, data: Ref, weight: Any, geometry: list[Any]) -> bool:
+    """Whether a transposed convolution sets the patches that it makes of each place side by side."""
+    stride, padding, dilation, is_transposed, extra, groups = geometry
+    places, taps = builder.shape(data)[2:], builder.shape(weight)[2:]
+    if not is_transposed or groups != 1 or any(padding) or any(extra) or any(d != 1 for d in dilation):
+        return False
+    return builder.role(data) is Role.ACTIVATION and (tuple(stride) == taps or all(n == 1 for n in places))
+
+
+def _tiles(builder: Builder, data: Ref, weight: Ref, shape: tuple[int, ...]) -> Ref:
+    """A transposed convolution without overlap: one product for each place, laid out as patches."""
+    batch, inner, *places = builder.shape(data)
+    out, *taps = builder.shape(weight)[1:]
+    dims = tuple(range(len(places)))
+    rows = _laid_out(builder, data, (0, *(2 + d for d in dims), 1), (batch * math.prod(places), inner))
+    patches = matmul(builder, rows, _laid_out(builder, weight, (), (inner, out * math.prod(taps))))
+    patches = _laid_out(builder, patches, (), (batch, *places, out, *taps))
+    order = (0, 1 + len(dims), *(d for pair in ((1 + i, 2 + len(dims) + i) for i in dims) for d in pair))
+    return _laid_out(builder, patches, order, shape)
 
 
 @rule(aten.embedding.default)

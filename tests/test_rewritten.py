@@ -1,0 +1,111 @@
+"""One function written in two ways that share no op for op spelling: each found and proved, in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models import noise, randomized
+from test_folding import IMAGE, ROWS, WIDTH, Net, conv
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import automap
+
+
+def enlarged(make: str) -> nn.Module:
+    """A small image model that doubles its size: transposed convolution, pixel shuffle, or a projection laid out."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = F.relu(net.stem(x))
+        if make == "shuffle":
+            x = F.pixel_shuffle(net.up(x), 2)
+        elif make == "linear":
+            y = net.up(x.permute(0, 2, 3, 1)).unflatten(-1, (2, 2, 5))
+            x = y.permute(0, 5, 1, 3, 2, 4).reshape(len(x), 5, 2 * x.shape[2], 2 * x.shape[3])
+        else:
+            x = net.up(x)
+        return net.out(F.relu(x))
+
+    up = {
+        "transposed": lambda: nn.ConvTranspose2d(8, 5, 2, 2, bias=False),
+        "biased": lambda: nn.ConvTranspose2d(8, 5, 2, 2),
+        "linear": lambda: nn.Linear(8, 20, bias=False),
+        "shuffle": lambda: nn.Conv2d(8, 20, 1),
+    }[make]()
+    return Net(forward, stem=conv(), up=up, out=conv(2, 5))
+
+
+def generator(is_linear: bool) -> nn.Module:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.first(x).view(-1, 6, 4, 4) if is_linear else net.first(x[..., None, None])
+        return net.last(F.relu(net.norm(x)))
+
+    first = nn.Linear(WIDTH, 96, bias=False) if is_linear else nn.ConvTranspose2d(WIDTH, 6, 4, bias=False)
+    return Net(forward, first=first, norm=nn.BatchNorm2d(6), last=nn.ConvTranspose2d(6, 3, 4, 2, 1))
+
+
+def patched(is_unfolded: bool) -> nn.Module:
+    """Attention over the pixels of patches that `unfold` cuts out, or that are cut by hand."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        b, c, h, w = x.shape
+        if is_unfolded:
+            x = F.unfold(x, 2, stride=2).reshape(b, c, 4, -1)
+        else:
+            x = x.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, c, 4, -1)
+        return net.out(F.gelu(x).mean(2).transpose(1, 2))
+
+    return Net(forward, stem=conv(), out=nn.Linear(8, 3))
+
+
+def rotated(scale: float, is_fused: bool) -> nn.Module:
+    """Rotary attention with a scale of its own for the scores."""
+
+    def turned(x: Tensor) -> Tensor:
+        angles = torch.outer(torch.arange(5.0, dtype=x.dtype), 10.0 ** -torch.arange(2.0, dtype=x.dtype)).repeat(1, 2)
+        return x * angles.cos() + torch.cat([-x[..., 2:], x[..., :2]], -1) * angles.sin()
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        parts = net.qkv(x).chunk(3, -1) if is_fused else (net.q(x), net.k(x), net.v(x))
+        q, k, v = (part.unflatten(-1, (3, 4)).transpose(1, 2) for part in parts)
+        scores = turned(q) @ turned(k).mT * scale
+        return net.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    names = ("out",) if is_fused else ("q", "k", "v", "out")
+    fused = {"qkv": nn.Linear(WIDTH, 3 * WIDTH)} if is_fused else {}
+    return Net(forward, **{name: nn.Linear(WIDTH, WIDTH) for name in names}, **fused)
+
+
+def found(src: nn.Module, dest: nn.Module, sample: Tensor) -> None:
+    """Find the map, and see it hold on the models."""
+    done = automap.transfer(randomized(src, 1), randomized(dest, 2), sample)
+    assert done.match.verdict == "complete"
+    with torch.no_grad():
+        torch.testing.assert_close(dest(sample), src(sample), rtol=1e-4, atol=1e-5)
+
+
+BOTH_WAYS = [
+    pytest.param(lambda: enlarged("transposed"), lambda: enlarged("linear"), IMAGE, id="enlarged-by-a-projection"),
+    pytest.param(lambda: generator(True), lambda: generator(False), noise(6, WIDTH), id="image-from-a-vector"),
+    pytest.param(lambda: patched(True), lambda: patched(False), IMAGE, id="patches-unfolded"),
+    pytest.param(lambda: rotated(0.5, False), lambda: rotated(0.7, True), ROWS, id="scores-scaled-behind-a-rotation"),
+]
+
+
+@pytest.mark.parametrize("is_reverse", [False, True], ids=["there", "back"])
+@pytest.mark.parametrize("make_src, make_dest, sample", BOTH_WAYS)
+def test_another_spelling_is_found_and_proved(make_src: Any, make_dest: Any, sample: Tensor, is_reverse: bool) -> None:
+    models = (make_dest(), make_src()) if is_reverse else (make_src(), make_dest())
+    found(*models, sample)
+
+
+def test_a_bias_of_images_is_spread_over_the_channels_that_are_shuffled() -> None:
+    found(enlarged("biased"), enlarged("shuffle"), IMAGE)
+
+
+def test_a_bias_of_more_numbers_than_dest_has_is_refused() -> None:
+    src, dest = randomized(enlarged("shuffle"), 1), randomized(enlarged("biased"), 2)
+    assert automap.match(src, dest, IMAGE).verdict != "complete"
