@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from automap.capture.result import Method, storage_key
 from automap.errors import CaptureError, MismatchError
-from automap.inputs import Inputs
 from automap.matching import Matched, compared_outputs, matched
 from automap.plan import Plan
 from automap.results import Evidence, Explanation, Match, OpParity, Parity, Transfer
-from automap.verify import Models, Verify, coarsest_rounding, drawn_check, op_parities, prove
+from automap.verify import Models, Verify, drawn_check, op_parities, prove
 
 
 def match(
@@ -62,11 +61,7 @@ def match(
     """
     options = (src_output, dest_output, seed, tuple(pins), capture, algebra)
     found = matched(src, dest, sample_input, dest_input, *options, is_narrow=True)
-    if (
-        found.case.narrow is None
-        or found.is_valueless
-        or _holds_at_size(found, src, dest, sample_input, dest_input, seed)
-    ):
+    if not found.is_narrow or found.is_valueless or _holds_at_size(found, seed):
         return found.match
     return matched(src, dest, sample_input, dest_input, *options).match
 
@@ -133,10 +128,7 @@ def explain(
             "models without values (fake or meta tensors) cannot be compared op by op",
             help="explain two small ones of the same architecture: two blocks, narrow",
         )
-    found, solution, given = made.match, made.solution, made.given
-    inputs = Inputs.of(sample_input)
-    eps = coarsest_rounding(solution.src_capture, solution.dest_capture)
-    models = Models(src, dest, inputs, inputs if dest_input is None else Inputs.of(dest_input), given, eps)
+    found, solution = made.match, made.solution
     pairs = compared_outputs(solution)
 
     def computed() -> Match:
@@ -144,7 +136,7 @@ def explain(
         return matched(src, dest, sample_input, dest_input, *options, is_training=train).match
 
     return explained(
-        found, solution, models, pairs, computed, loaded=loaded, train=train, tolerance=tolerance, seed=seed
+        found, solution, made.models, pairs, computed, loaded=loaded, train=train, tolerance=tolerance, seed=seed
     )
 
 
@@ -191,38 +183,30 @@ def transfer(
 
     def attempt(*, is_narrow: bool) -> Transfer:
         found = matched(src, dest, sample_input, dest_input, *options, is_narrow=is_narrow)
-        return _transferred(found, src, dest, sample_input, dest_input, strict, verify, tolerance, seed)
+        return _transferred(found, is_strict=strict, verify=verify, tolerance=tolerance, seed=seed)
 
     try:
-        result = attempt(is_narrow=True)
+        return attempt(is_narrow=True)
     except _NotAtSize:
-        result = attempt(is_narrow=False)
-    return result
+        return attempt(is_narrow=False)
 
 
 class _NotAtSize(Exception):
     """What was found on narrow twins does not hold for the models themselves; dest is as it was."""
 
 
-def _transferred(
-    made: Matched, src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any,
-    is_strict: bool, verify: Verify, tolerance: float | None, seed: int,
-) -> Transfer:  # fmt: skip
+def _transferred(made: Matched, *, is_strict: bool, verify: Verify, tolerance: float | None, seed: int) -> Transfer:
     if made.is_valueless:
         raise CaptureError(
             "models without values (fake or meta tensors) have no weights to carry over or to prove anything with",
             help="take `match(...).plan` and send a checkpoint through it: `automap apply PLAN CHECKPOINT -o OUT`",
         )
-    found, cases = made.match, [made.case]
+    found, models, cases, is_narrow = made.match, made.models, [made.case], made.is_narrow
     if is_strict and not found.is_complete:
         result = Transfer(found, None, _tested(found, None), False, tolerance or 0.0, found.timings_s)
-        raise MismatchError(f"{type(src).__name__} and {type(dest).__name__} do not match: {found.verdict}", result)
-    captures = made.solution.src_capture, made.solution.dest_capture
-    models = Models(
-        src, dest, Inputs.of(sample_input), Inputs.of(sample_input if dest_input is None else dest_input),
-        made.given, coarsest_rounding(*captures),
-    )  # fmt: skip
-    is_narrow, is_whole = made.case.narrow is not None, "hooks" not in {capture.method for capture in captures}
+        names = f"{type(models.src).__name__} and {type(models.dest).__name__}"
+        raise MismatchError(f"{names} do not match: {found.verdict}", result)
+    is_whole = "hooks" not in {made.solution.src_capture.method, made.solution.dest_capture.method}
     ops = tuple(op_parities(made.solution).values())
     del made  # and with it everything that both models compute
 
@@ -236,13 +220,9 @@ def _transferred(
     return _carried_over(found, models, proof, ops, is_strict=is_strict, tolerance=tolerance)
 
 
-def _holds_at_size(
-    made: Matched, src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any, seed: int
-) -> bool:
+def _holds_at_size(made: Matched, seed: int) -> bool:
     """Whether the models themselves agree on weights drawn anew and sent through a plan that twins gave."""
-    inputs = Inputs.of(sample_input)
-    models = Models(src, dest, inputs, inputs if dest_input is None else Inputs.of(dest_input))
-    return drawn_check(made.case, models, seed=seed + 401).is_equal
+    return drawn_check(made.case, replace(made.models, eps=0.0), seed=seed + 401).is_equal
 
 
 def _carried_over(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -33,12 +33,17 @@ from automap.verify import Case, Models
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """A match, what it rests on, what src gives for the sample, and what there is to test of it."""
+    """A match, what it rests on, the models with what they are called with, and what there is to test."""
 
     match: Match
     solution: Solution
-    given: Mapping[str, Tensor] | None
+    models: Models
     case: Case
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it was made on narrow twins, and has to be tried on the models themselves."""
+        return self.case.narrow is not None
 
     @property
     def is_valueless(self) -> bool:
@@ -69,12 +74,13 @@ def matched(
         given = verification.refuse_nan(src, src_inputs, mine)
     captured = time.perf_counter()
     theirs = _same_numbers(mine, theirs)
+    models = Models(src, dest, src_inputs, dest_inputs, given, verification.coarsest_rounding(mine, theirs))
     ends = (src, dest), started, captured - started
     if (is_narrow or valueless) and method == "dispatch" and not pins and not is_training:
         narrow = solve_on_twins(mine, theirs, seed=seed, is_algebraic=is_algebraic)
         found = _on_twins(narrow, ends, algebra=algebra) if narrow is not None else None
         if narrow is not None and found is not None and (found[0].is_complete or valueless):
-            return Matched(found[0], narrow, given, found[1])
+            return Matched(found[0], narrow, models, found[1])
     if valueless:
         raise _without_values(valueless[0], mine if valueless[0] == "src" else theirs)
     solution = solve(mine, theirs, dest, dest_inputs, seed=seed, pins=pins, is_algebraic=is_algebraic)
@@ -82,9 +88,8 @@ def matched(
     case = Case.of(solution, draft.plan, compared_outputs(solution))
     diagnosis = diagnose(solution, draft, pins)
     if "hooks" in (mine.method, theirs.method):
-        models = Models(src, dest, src_inputs, dest_inputs)
-        draft, diagnosis = _held_to_models(case, draft, diagnosis, models, seed)
-    return Matched(_match(solution, draft, diagnosis, ends), solution, given, case)
+        draft, diagnosis = _held_to_models(case, draft, diagnosis, replace(models, given=None, eps=0.0), seed)
+    return Matched(_match(solution, draft, diagnosis, ends), solution, models, case)
 
 
 #: both models, when the match began, how long recording them took

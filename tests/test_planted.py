@@ -56,8 +56,6 @@ TEXT = [
     changed("silu-against-gelu", "op-extra", "gelu silu mlp", dest={"act": F.gelu}),
     changed("quick-gelu", "op-extra", "1.702 gelu", act=F.gelu, dest={"act": quick_gelu}),
     changed("relu-squared", "op-extra", "pow mlp", act=F.relu, dest={"act": squared}),
-    changed("attention-scale", "attribute-differs", "scale 0.5 0.3", dest={"scale": 0.3}),
-    changed("no-attention-scale", "op-missing", "mul scale 0.5 attn", dest={"scale": 1.0}),
     changed("soft-cap-value", "attribute-differs", "5.0 8.0", soft_cap=5.0, dest={"soft_cap": 8.0}),
     changed("soft-cap-in-dest", "op-extra", "tanh soft cap attn", dest={"soft_cap": 5.0}),
     changed("soft-cap-in-src", "op-missing", "tanh soft cap attn", soft_cap=5.0, dest={"soft_cap": None}),
@@ -161,6 +159,16 @@ def assert_named(src: Any, dest: Any, sample: Tensor, codes: set[str], words: li
     assert (first.severity, first.code in codes) == ("error", True), first
     text = f"{first.message} {first.src} {first.dest}"
     assert [word for word in words if word not in text] == [], first.message
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_an_attention_scale_is_made_up_for_by_weights_and_explained(scale: float) -> None:
+    src, dest = randomized(Decoder(1), 1), randomized(Decoder(1, scale=scale), 2)
+    found = automap.match(src, dest, ids(2, 6))
+    assert (found.verdict, [finding.code for finding in found.findings]) == ("complete", ["computed"])
+    first = automap.explain(src, dest, ids(2, 6)).first
+    assert first is not None
+    assert ("scale" in first.finding.message, "0.5" in first.finding.message) == (True, True)
 
 
 def test_units_in_doubt_are_named_with_the_other_maps() -> None:

@@ -79,6 +79,60 @@ def rotated(scale: float, is_fused: bool) -> nn.Module:
     return Net(forward, **{name: nn.Linear(WIDTH, WIDTH) for name in names}, **fused)
 
 
+def gates(biases: str) -> nn.Module:
+    """An LSTM as two projections in a loop, `biases` of which have one."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(len(x), 6)
+        for step in x.unbind(1):
+            i, f, g, o = (net.x(step) + net.h(h)).chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        return net.out(h)
+
+    parts = {"x": nn.Linear(WIDTH, 24, bias="x" in biases), "h": nn.Linear(6, 24, bias="h" in biases)}
+    return Net(forward, **parts, out=nn.Linear(6, 3))
+
+
+def recurrent() -> nn.Module:
+    return Net(
+        lambda net, x: net.out(net.rnn(x)[0][:, -1]), rnn=nn.LSTM(WIDTH, 6, batch_first=True), out=nn.Linear(6, 3)
+    )
+
+
+def branched(biases: str) -> nn.Module:
+    """A residual with two branches beside each other, `biases` of which have one."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        return net.out(F.layer_norm(x + net.a(F.silu(x)) + net.b(x.tanh()), (WIDTH,)))
+
+    branches = {name: nn.Linear(WIDTH, WIDTH, bias=name in biases) for name in ("a", "b")}
+    return Net(forward, stem=nn.Linear(WIDTH, WIDTH), **branches, out=nn.Linear(WIDTH, 3))
+
+
+def pooled(is_first: bool) -> nn.Module:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = F.relu(net.stem(x))
+        if is_first:
+            return net.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return net.head(x).mean((2, 3))
+
+    return Net(forward, stem=conv(), head=nn.Linear(8, 3) if is_first else nn.Conv2d(8, 3, 1))
+
+
+def neighbours(is_summed_first: bool) -> nn.Module:
+    """Two graph convolutions: projected, then summed over neighbours, or the other way round."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        near = torch.eye(5, dtype=x.dtype) + torch.ones(5, 5, dtype=x.dtype).tril(-2)
+        for part in (net.first, net.second):
+            x = F.elu(part(near @ x) if is_summed_first else near @ part(x))
+        return x
+
+    return Net(forward, first=nn.Linear(WIDTH, 8, bias=False), second=nn.Linear(8, 3, bias=False))
+
+
 def found(src: nn.Module, dest: nn.Module, sample: Tensor) -> None:
     """Find the map, and see it hold on the models."""
     done = automap.transfer(randomized(src, 1), randomized(dest, 2), sample)
@@ -91,15 +145,24 @@ BOTH_WAYS = [
     pytest.param(lambda: enlarged("transposed"), lambda: enlarged("linear"), IMAGE, id="enlarged-by-a-projection"),
     pytest.param(lambda: generator(True), lambda: generator(False), noise(6, WIDTH), id="image-from-a-vector"),
     pytest.param(lambda: patched(True), lambda: patched(False), IMAGE, id="patches-unfolded"),
+    pytest.param(lambda: pooled(True), lambda: pooled(False), IMAGE, id="mean-before-the-head"),
+    pytest.param(lambda: neighbours(True), lambda: neighbours(False), ROWS, id="neighbours-before-the-projection"),
+    pytest.param(lambda: gates("xh"), lambda: gates("x"), ROWS, id="one-bias-of-two-in-a-loop"),
+    pytest.param(lambda: branched("ab"), lambda: branched("b"), ROWS, id="one-bias-of-two-branches"),
     pytest.param(lambda: rotated(0.5, False), lambda: rotated(0.7, True), ROWS, id="scores-scaled-behind-a-rotation"),
 ]
 
 
 @pytest.mark.parametrize("is_reverse", [False, True], ids=["there", "back"])
-@pytest.mark.parametrize("make_src, make_dest, sample", BOTH_WAYS)
+@pytest.mark.parametrize(("make_src", "make_dest", "sample"), BOTH_WAYS)
 def test_another_spelling_is_found_and_proved(make_src: Any, make_dest: Any, sample: Tensor, is_reverse: bool) -> None:
     models = (make_dest(), make_src()) if is_reverse else (make_src(), make_dest())
     found(*models, sample)
+
+
+@pytest.mark.parametrize("biases", ["x", "h", "xh"])
+def test_an_lstm_op_becomes_a_loop_with_one_bias_or_two(biases: str) -> None:
+    found(recurrent(), gates(biases), ROWS)
 
 
 def test_a_bias_of_images_is_spread_over_the_channels_that_are_shuffled() -> None:

@@ -15,11 +15,16 @@ from torch import Tensor
 
 from automap.align.assignment import Claim
 from automap.align.candidates import Candidate, Piece, certain
+from automap.align.cuts import cut, merged, read, src_pieces
 from automap.align.effective import folded, scales_behind, scales_to
 from automap.align.forms import LinearForm, is_near, unfolded
 from automap.align.labels import similarity
+from automap.align.mixed import unmixed
 from automap.align.moments import CLOSE, EXACT, ROUNDED, bijection, clean, distance, row_order
 from automap.align.table import Side, Source
+
+#: how well a cut of src's outputs speaks for a candidate
+_FIT = {"repeat": 0.0, "part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +54,19 @@ def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[P
                     return found
     if form.kind == "matmul" and form.groups == 1:
         fewer = _with_other_rows(dest, src, form)
-        return _pieces(dest, src, form, [fewer]) if fewer else []
+        found = _pieces(dest, src, form, [fewer]) if fewer else []
+        return found or _unmixed(dest, src, form)
+    return []
+
+
+def _unmixed(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
+    """Candidates where one side mixes positions, by a mean say, before the product, and the other one behind it."""
+    readings = [(form, src.unmixed), *((early, src.linear) for early in unmixed(dest, form))]
+    for mine, theirs in readings:
+        units = _units(mine, 0, [f for f in theirs if f.kind == "matmul"], EXACT)
+        found = _pieces(dest, src, mine, [units]) if units else []
+        if found:
+            return found
     return []
 
 
@@ -210,42 +227,16 @@ def _pieces(dest: Side, src: Source, form: LinearForm, units: list[list[_Unit]])
 
 def _partings(dest: Side, form: LinearForm, units: list[list[_Unit]]) -> list[list[Piece]]:
     """Ways to cut a dest use's outputs: by who reads them, the like-read together, whole."""
-    read = _read(dest, form)
+    pieces = read(dest, form)
     whole = [Piece(torch.arange(form.width), dest.labels[form.node])]
-    if sum(len(p.channels) for p in read) != form.width:
+    if sum(len(p.channels) for p in pieces) != form.width:
         unread = torch.ones(form.width, dtype=torch.bool)
-        for p in read:
+        for p in pieces:
             unread[p.channels] = False
-        read.append(Piece(torch.nonzero(unread).reshape(-1), ()))
+        pieces.append(Piece(torch.nonzero(unread).reshape(-1), ()))
     widths = {u.form.width for group in units for u in group}
-    halves = [_cut(read, width) for width in sorted(widths, reverse=True) if width < form.width]
-    return [read, _merged(read), *halves, whole]
-
-
-def _read(side: Side, form: LinearForm) -> list[Piece]:
-    """A use's outputs as they are read."""
-    parts = side.parts(form)
-    return [Piece(p.channels, side.part_label(p, form), frozenset(r for r, _ in p.readers)) for p in parts]
-
-
-def _cut(pieces: list[Piece], size: int) -> list[Piece]:
-    """Pieces cut into runs of a size, where they are multiples of it."""
-    found: list[Piece] = []
-    for piece in pieces:
-        runs = torch.split(piece.channels, size) if len(piece.channels) % size == 0 else (piece.channels,)
-        found.extend(replace(piece, channels=run) for run in runs)
-    return found
-
-
-def _merged(pieces: list[Piece]) -> list[Piece]:
-    """Pieces that are read alike, as one: the heads of a loop over heads."""
-    together: dict[object, list[Piece]] = {}
-    for piece in pieces:
-        together.setdefault(piece.label, []).append(piece)
-    return [
-        Piece(torch.cat([p.channels for p in group]), group[0].label, frozenset().union(*(p.readers for p in group)))
-        for group in together.values()
-    ]
+    halves = [cut(pieces, width) for width in sorted(widths, reverse=True) if width < form.width]
+    return [pieces, merged(pieces), *halves, whole]
 
 
 def _options(dest: Side, src: Source, form: LinearForm, piece: Piece, units: list[list[_Unit]]) -> list[Candidate]:
@@ -319,7 +310,7 @@ def _group_options(
     found = []
     size, scales = len(piece.channels), scales_to(dest.flow, form.node, piece.readers)
     for unit in units:
-        for part, key in _src_pieces(src, unit, size):
+        for part, key in src_pieces(src, unit.form, size):
             surplus = scales_to(src.flow, unit.form.node, part.readers) - scales
             effective = folded(src, unit.form, surplus) if surplus > 0 and not unit.form.is_folded else None
             for taken in [replace(unit, form=effective), unit] if effective is not None else [unit]:
@@ -345,36 +336,3 @@ def _option(
 def _merit(form: LinearForm) -> float:
     """How much speaks for what follows, or does not, being part of a product."""
     return -3.0 if form.is_composed else 3.0 if form.is_folded else 0.0
-
-
-#: how well a cut of src's outputs speaks for a candidate
-_FIT = {"repeat": 0.0, "part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
-
-
-def _src_pieces(src: Source, unit: _Unit, size: int) -> list[tuple[Piece, tuple[str, int]]]:
-    """The parts of a unit's outputs with `size` channels: as read, merged, runs of them, or the whole."""
-    read = _read(src, unit.form)
-    found = [(p, ("part", n)) for n, p in enumerate(read) if len(p.channels) == size]
-    if not found:
-        found = [(p, ("merged", n)) for n, p in enumerate(_merged(read)) if len(p.channels) == size]
-    if not found:
-        runs = [
-            replace(p, channels=r)
-            for p in _merged(read)
-            if len(p.channels) > size and len(p.channels) % size == 0
-            for r in torch.split(p.channels, size)
-        ]
-        found = [(run, ("run", n)) for n, run in enumerate(runs)]
-    if not found and unit.form.width == size:
-        found = [(Piece(torch.arange(size), src.labels[unit.form.node]), ("whole", 0))]
-    return found or list(_repeated(src, read, size)) if src.is_spread(unit.form.node) else found
-
-
-def _repeated(src: Source, read: list[Piece], size: int) -> Iterator[tuple[Piece, tuple[str, int]]]:
-    """Parts that src reads several times over, as many times as dest has channels for: blocks of every even size."""
-    for piece in read:
-        width = len(piece.channels)
-        if width < size and size % width == 0:
-            for block in (b for b in range(width, 1, -1) if width % b == 0):
-                rows = piece.channels.view(-1, 1, block).expand(-1, size // width, -1)
-                yield replace(piece, channels=rows.reshape(-1)), ("repeat", block)

@@ -23,7 +23,7 @@ _REVISION, _FACTORS = 6_000, 6
 
 
 def _nearest(search: Search, index: int) -> list[Key]:
-    """The decisions that a value is a product, sum or layout of: all that the first factor is made of where two meet."""
+    """The decisions that a value, or the first factor of one, is a product, sum or layout of."""
     flow, before, factor = search.dest.flow, index, index
     while True:
         found = sorted(search.decided_at(index))

@@ -20,6 +20,7 @@ from automap.align.outputs import relative_difference
 from automap.align.pins import Pin, fits_pins
 from automap.align.products import linear_candidates
 from automap.align.revise import keep_own, mend, settle_early
+from automap.align.sums import tables_of_sum, whole_bias
 from automap.align.table import Lookup, Side, Slot, Source, weight_operands
 from automap.align.tables import (
     bias_candidates,
@@ -137,6 +138,12 @@ class Search:
             return []
         return [c for c in self._following(form) if self._accepts(c)]
 
+    def _whole_bias(self, form: ElementForm) -> list[Candidate]:
+        """The sum of what src adds to several products that are added up, where dest adds to one of them alone."""
+        if form.kind != "add" or len(tables_of_sum(self.dest, form.node)) != 1:
+            return []
+        return [c for c in whole_bias(self.dest, self.src, form, self._products(form)) if self._accepts(c)]
+
     def _products(self, form: ElementForm) -> list[Candidate]:
         """What was chosen for the products whose results a table meets."""
         data = form.data
@@ -185,7 +192,7 @@ class Search:
         return self._decide(index, weight, 0, self.dest.labels[index], found)
 
     def _resolve_element(self, form: ElementForm) -> Stop | None:
-        found = self._folded_bias(form) or element_candidates(self.dest, self.src, form)
+        found = self._folded_bias(form) or self._whole_bias(form) or element_candidates(self.dest, self.src, form)
         for term in () if found else addends(self.dest.flow, form):
             other = self._element(form.node, form.weight, term)
             found = found or (element_candidates(self.dest, self.src, other) if other is not None else [])

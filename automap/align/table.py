@@ -363,6 +363,13 @@ class Source(Side):
         return inputless_products(self)
 
     @cached_property
+    def unmixed(self) -> list[LinearForm]:
+        """The products of values that are mixed over positions, as products of what is mixed."""
+        from automap.align.mixed import unmixed
+
+        return [early for form in self.linear for early in unmixed(self, form)]
+
+    @cached_property
     def branches(self) -> list[LinearForm]:
         """The sums of products of one value, as one product each."""
         from automap.align.branches import summed_products
