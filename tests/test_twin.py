@@ -227,3 +227,28 @@ def test_what_is_found_on_twins_is_written_for_the_models(expr: Expr, dest: list
 def test_sizes_that_do_not_follow_are_not_made_up(expr: Expr, dest: list[Digits]) -> None:
     with pytest.raises(NotEnlarged):
         enlarged(expr, {"a": (D(1, 64, 4, 1),)}, tuple(dest))
+
+
+class Counted(nn.Module):
+    """An op that is told a size of its own, which no rule knows of."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        x = torch.fft.rfft(x).abs()  # half as many, and one more
+        return self.last(F.pad(x, (0, x.shape[-1] - 2)))
+
+
+def test_an_op_that_ties_sizes_keeps_them() -> None:
+    src, dest = randomized(Counted(64), 1), randomized(Counted(64), 2)
+    flows = [lower(capture(model, noise(2, 64))) for model in (src, dest)]
+    assert narrow_twins(*flows, least_work=0, least_gain=2.0) is None
+    assert automap.match(src, dest, noise(2, 64)).is_complete
+
+
+def test_tokens_without_elements_are_no_reason_to_fail() -> None:
+    flows = [lower(capture(attentions(True), torch.zeros(1, 0, dtype=torch.long))) for _ in range(2)]
+    assert narrow_twins(*flows, least_work=0, least_gain=0.0) is not None

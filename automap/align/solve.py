@@ -96,10 +96,13 @@ def solve_on_twins(src: Capture, dest: Capture, *, seed: int, is_algebraic: bool
     if twins is None:
         return None
     lowered = time.perf_counter()
-    with torch.no_grad():
-        source = _computed(twins.src, draw_weights(twins.src, seed))
-        computed = time.perf_counter()
-        side, outcome = _walk(source, twins.dest, (), is_algebraic)
+    try:
+        with torch.no_grad():
+            source = _computed(twins.src, draw_weights(twins.src, seed))
+            computed = time.perf_counter()
+            side, outcome = _walk(source, twins.dest, (), is_algebraic)
+    except (RuntimeError, IndexError):  # an op does not take the sizes of the twins: there are none then
+        return None
     timings = _timings(started, lowered, computed)
     return Solution(source, side, outcome, src, dest, True, timings, (flows[0], flows[1]), twins)
 

@@ -133,6 +133,9 @@ class Dims:
 
     def regroup(self, before: Sequence[int], after: Sequence[int]) -> None:
         """Say that dims are others, the elements of both in the same row-major order."""
+        if any(self.size(v) == 0 for v in (*before, *after)):  # no elements, and no order of them
+            self.keep((*before, *after))
+            return
         for ins, outs in _groups([(v, self.size(v)) for v in before], [(v, self.size(v)) for v in after]):
             if len(ins) == 1 or len(outs) == 1:
                 whole, parts = (ins[0], outs) if len(ins) == 1 else (outs[0], ins)
