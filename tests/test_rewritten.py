@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import noise, randomized
-from test_folding import IMAGE, ROWS, WIDTH, Net, conv
+from test_folding import IMAGE, ROWS, WIDTH, Net, conv, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -94,10 +94,53 @@ def gates(biases: str) -> nn.Module:
     return Net(forward, **parts, out=nn.Linear(6, 3))
 
 
-def recurrent() -> nn.Module:
-    return Net(
-        lambda net, x: net.out(net.rnn(x)[0][:, -1]), rnn=nn.LSTM(WIDTH, 6, batch_first=True), out=nn.Linear(6, 3)
-    )
+def recurrent(steps: slice | int = -1) -> nn.Module:
+    rnn = nn.LSTM(WIDTH, 6, batch_first=True)
+    return Net(lambda net, x: net.out(net.rnn(x)[0][:, steps]), rnn=rnn, out=nn.Linear(6, 3))
+
+
+def gates_apart() -> nn.Module:
+    """An LSTM of a projection for each gate, in an order of its own, in a loop."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(len(x), 6)
+        steps = []
+        for step in x.unbind(1):
+            f, o, g, i = (a(step) + b(h) for a, b in zip(net.x, net.h, strict=True))
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            steps.append(h)
+        return net.out(torch.stack(steps, 1))
+
+    x, h = ([nn.Linear(n, 6, bias=n == WIDTH) for _ in range(4)] for n in (WIDTH, 6))
+    return Net(forward, x=nn.ModuleList(x), h=nn.ModuleList(h), out=nn.Linear(6, 3))
+
+
+def experts(is_packed: bool) -> nn.Module:
+    """Each row goes to two of four gated experts, stored in two tensors or in a module each."""
+
+    def gated(net: Any, number: int, rows: Tensor) -> Tensor:
+        if is_packed:
+            gate, up = F.linear(rows, net.wide[number]).chunk(2, -1)
+            return F.linear(F.silu(gate) * up, net.back[number])
+        return net.back[number](F.silu(net.gate[number](rows)) * net.up[number](rows))
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        rows = x.flatten(0, 1)
+        weights, chosen = net.router(rows).softmax(-1).topk(2, -1)
+        result = torch.zeros_like(rows)
+        for number in range(4):
+            row, rank = torch.where(chosen == number)
+            result = result.index_add(0, row, gated(net, number, rows[row]) * weights[row, rank, None])
+        return x + result.view_as(x)
+
+    parts: dict[str, Any] = {"stem": nn.Linear(WIDTH, WIDTH), "router": nn.Linear(WIDTH, 4, bias=False)}
+    if is_packed:
+        return Net(forward, **parts, wide=table(4, 20, WIDTH), back=table(4, WIDTH, 10))
+    for name, sizes in (("gate", (WIDTH, 10)), ("up", (WIDTH, 10)), ("back", (10, WIDTH))):
+        parts[name] = nn.ModuleList(nn.Linear(*sizes, bias=False) for _ in range(4))
+    return Net(forward, **parts)
 
 
 def branched(biases: str) -> nn.Module:
@@ -147,6 +190,8 @@ BOTH_WAYS = [
     pytest.param(lambda: patched(True), lambda: patched(False), IMAGE, id="patches-unfolded"),
     pytest.param(lambda: pooled(True), lambda: pooled(False), IMAGE, id="mean-before-the-head"),
     pytest.param(lambda: neighbours(True), lambda: neighbours(False), ROWS, id="neighbours-before-the-projection"),
+    pytest.param(lambda: experts(True), lambda: experts(False), noise(5, 9, WIDTH), id="packed-experts"),
+    pytest.param(lambda: recurrent(slice(None)), gates_apart, ROWS, id="gates-as-projections"),
     pytest.param(lambda: gates("xh"), lambda: gates("x"), ROWS, id="one-bias-of-two-in-a-loop"),
     pytest.param(lambda: branched("ab"), lambda: branched("b"), ROWS, id="one-bias-of-two-branches"),
     pytest.param(lambda: rotated(0.5, False), lambda: rotated(0.7, True), ROWS, id="scores-scaled-behind-a-rotation"),

@@ -128,10 +128,15 @@ def injection(a: Tensor, b: Tensor, tolerance: float = EXACT) -> Tensor:
     return found
 
 
-def row_order(row: Tensor, rows: Tensor) -> Tensor | None:
-    """Return p such that `row[i]` is `r[p[i]]` for one r of rows, or None."""
+#: so many rows of one value are looked for among those of another
+_TRIED = 8
+
+
+def row_order(few: Tensor, rows: Tensor) -> Tensor | None:
+    """Return p such that for every row of few (of those tried) `row[i]` is `r[p[i]]` for one r of rows, or None."""
     if rows.numel() > 20_000_000:
         return None
+    row = few[0]
     place, theirs = torch.argsort(row), rows.sort(1)
     gaps = (theirs.values - row[place]).abs().max(1).values
     best = int(gaps.argmin())
@@ -139,4 +144,10 @@ def row_order(row: Tensor, rows: Tensor) -> Tensor | None:
         return None
     order = torch.empty_like(place)
     order[place] = theirs.indices[best]
-    return order
+    tried = few[:: -(-len(few) // _TRIED)][1:]
+    return order if all(_is_among(row, rows[:, order]) for row in tried) else None
+
+
+def _is_among(row: Tensor, rows: Tensor) -> bool:
+    gaps = (rows - row).abs().max(1).values
+    return float(gaps.min()) <= EXACT * (float(row.abs().max()) + 1e-12)

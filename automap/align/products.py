@@ -193,7 +193,7 @@ def _subset_units(
             continue
         theirs = rows_of(other)
         few, many = (rows, theirs) if len(rows) < len(theirs) else (theirs, rows)
-        order = row_order(few[0], many)
+        order = row_order(few, many)
         if order is not None:
             found.append(_Unit(other, 0, order if few is rows else torch.argsort(order), 0.0))
     return found
@@ -307,15 +307,26 @@ def _piece_claim(
 def _group_options(
     dest: Side, src: Source, form: LinearForm, group: int, piece: Piece, units: list[_Unit]
 ) -> list[Candidate]:
-    found = []
+    found: dict[tuple[object, ...], Candidate] = {}
     size, scales = len(piece.channels), scales_to(dest.flow, form.node, piece.readers)
     for unit in units:
         for part, key in src_pieces(src, unit.form, size):
             surplus = scales_to(src.flow, unit.form.node, part.readers) - scales
             effective = folded(src, unit.form, surplus) if surplus > 0 and not unit.form.is_folded else None
             for taken in [replace(unit, form=effective), unit] if effective is not None else [unit]:
-                found.append(_option(dest, src, form, group, piece, taken, part, key))
-    return found
+                option = _option(dest, src, form, group, piece, taken, part, key)
+                stored = (_stored(src, taken.form.weight), unit.group, *key, taken.form.is_folded)
+                same = found.setdefault(stored, option)  # other steps of one loop use it again
+                if same.likeness < option.likeness:
+                    found[stored] = replace(option, key=same.key)
+    return list(found.values())
+
+
+def _stored(src: Source, weight: int) -> object:
+    """What is equal for weight-side values that are the same elements of a stored weight used several times."""
+    if not src.is_shared(weight):
+        return weight
+    return tuple((t.path, int(t.ids[(0,) * t.ids.dim()])) for t in src.traces(weight))
 
 
 def _option(

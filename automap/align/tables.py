@@ -69,7 +69,7 @@ def _subset_elements(dest: Side, src: Source, form: ElementForm) -> list[Candida
         if mine is None or theirs is None or theirs.shape[1] != mine.shape[1] or len(theirs) == len(mine):
             continue
         few, many = (mine, theirs) if len(mine) < len(theirs) else (theirs, mine)
-        order = row_order(few[0], many)
+        order = row_order(few, many)
         if order is not None:
             order = order if few is mine else torch.argsort(order)
             claim = Claim(form.weight, form.places, other.weight, other.places[order])
