@@ -30,6 +30,7 @@ from automap.options import (
     HtmlFile,
     JsonFile,
     Loaded,
+    Meta,
     Model,
     OutFolder,
     Overwrite,
@@ -108,6 +109,7 @@ def convert(
     allow_differences: AllowDifferences = False,
     pin: Pin = None,
     algebra: Algebra = True,
+    meta: Meta = False,
     quiet: Quiet = False,
     debug: Debug = False,
     version: Version = False,
@@ -239,7 +241,7 @@ def _convert(job: Job, *, is_quiet: bool) -> None:
     written = jobs.write_results(job, sides, transfer)
     for line in () if is_quiet else written:
         typer.echo(f"  {line}")
-    is_good = transfer.match.is_complete and transfer.is_equal
+    is_good = jobs.is_good(job, transfer)
     if not is_good and is_quiet:
         _print_error("mismatch", f"the verdict is {transfer.match.verdict}, see the report without --quiet", None)
     raise typer.Exit(0 if is_good else 1)

@@ -7,6 +7,7 @@ core on them, `write_results` puts on disk what the outcome allows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ class Job:
     seed: int = 0
     pin: tuple[str, ...] = ()
     algebra: bool = True
+    meta: bool = False
     loaded: bool = False
     train: bool = False
     capture: Method = "dispatch"
@@ -72,21 +74,40 @@ def prepare(job: Job) -> Sides:
     from automap.samples import read_dtype, sample_inputs
 
     check_places(job)
+    if job.meta and (job.out is not None or job.src_checkpoint is not None):
+        what = "--out" if job.out is not None else "--src-checkpoint"
+        raise InputError(
+            f"--meta builds models without weights, and {what} is about weights",
+            help="write the map with --plan FILE, then use it on a checkpoint: automap apply FILE CHECKPOINT -o DIR",
+        )
     for pin in job.pin:
         _check_pin(pin)
     dtype = read_dtype(job.dtype) if job.dtype else None
-    src = build_model(job.src, seed=job.seed)
+    with _on_meta() if job.meta else nullcontext():
+        src = build_model(job.src, seed=job.seed)
     notes = _load(src, job.src_checkpoint) if job.src_checkpoint else ()
-    dest = build_model(job.dest, seed=job.seed + 1)  # never the weights that src was drawn with
+    with _on_meta() if job.meta else nullcontext():
+        dest = build_model(job.dest, seed=job.seed + 1)  # never the weights that src was drawn with
     if dtype is not None:
         src, dest = src.to(dtype), dest.to(dtype)
     src_inputs, dest_inputs = sample_inputs(job.sample_input, src, dest, dest_words=job.dest_input, seed=job.seed)
     return Sides(src, dest, src_inputs, dest_inputs, notes)
 
 
+def _on_meta() -> AbstractContextManager[object]:
+    import torch
+
+    return torch.device("meta")
+
+
 def convert(job: Job, sides: Sides) -> Transfer:
-    """Return the transfer of src's weights to dest, whatever its verdict."""
-    from automap.api import transfer
+    """Return the transfer of src's weights to dest, whatever its verdict; without weights, that of none."""
+    from automap.api import match, transfer
+    from automap.results import Transfer
+
+    if job.meta:
+        found = match(sides.src, sides.dest, sides.src_inputs, **_core_options(job, sides))
+        return Transfer(found, None, found.evidence, False, 0.0, found.timings_s)
 
     options: dict[str, Any] = {"verify": job.verify, "tolerance": job.tolerance}
     return transfer(sides.src, sides.dest, sides.src_inputs, strict=False, **options, **_core_options(job, sides))
@@ -112,9 +133,14 @@ def _core_options(job: Job, sides: Sides) -> dict[str, Any]:
     }
 
 
+def is_good(job: Job, transfer: Transfer) -> bool:
+    """Whether everything matches and the outputs agree, as far as there are any to compare."""
+    return transfer.match.is_complete and (job.meta or transfer.is_equal)
+
+
 def is_accepted(job: Job, transfer: Transfer) -> bool:
     """Whether the outcome may be written: complete and equal, or different in a way that the user allowed."""
-    if transfer.match.is_complete and transfer.is_equal:
+    if is_good(job, transfer):
         return True
     return job.allow_differences and transfer.match.verdict == "differs" and transfer.is_applied
 

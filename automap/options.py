@@ -80,6 +80,12 @@ HtmlFile = Annotated[
 Algebra = Annotated[
     bool, typer.Option("--algebra/--no-algebra", help="Also find weights that are computed from those of SRC.")
 ]
+Meta = Annotated[
+    bool,
+    typer.Option(
+        "--meta", help="Build both models without weights: match only, for models too large for this machine."
+    ),
+]
 Loaded = Annotated[bool, typer.Option("--loaded", help="Compare DEST with the weights that it has; carry none over.")]
 Train = Annotated[bool, typer.Option("--train", help="Compare what both compute in train mode.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from automap.models import build_model
 from automap.plan import Plan
@@ -131,6 +131,36 @@ def test_a_saved_plan_takes_another_checkpoint_across(run: Run, net: str, tmp_pa
     dest.load_state_dict(load_file(out))
     x = torch.randn(3, 6)
     assert torch.allclose(other(x), dest(x), atol=1e-6)
+
+
+def test_models_without_weights_give_a_plan_for_a_checkpoint(run: Run, net: str, tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "new.safetensors"
+    status, text, errors = run(f"{net}Net", f"{net}Renamed", "-i", "2x6", "--meta", "--plan", plan)
+    assert (status, errors) == (0, "")
+    assert ("verdict: complete" in text, "nothing was carried over or tried" in text, "proved" in text) == (
+        True,
+        True,
+        False,
+    )
+    other, dest = build_model(f"{net}Net", seed=9), build_model(f"{net}Renamed")
+    save_file(other.state_dict(), tmp_path / "run.safetensors")
+    assert run("apply", plan, tmp_path / "run.safetensors", "-o", out)[0] == 0
+    dest.load_state_dict(load_file(out))
+    x = torch.randn(3, 6)
+    assert torch.allclose(other(x), dest(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [pytest.param("--out", "dir", id="out"), pytest.param("--src-checkpoint", "a.pt", id="weights")],
+)
+def test_without_weights_nothing_that_is_about_weights(
+    run: Run, net: str, tmp_path: Path, option: str, value: str
+) -> None:
+    status, _, errors = run(f"{net}Net", f"{net}Renamed", "-i", "2x6", "--meta", option, tmp_path / value)
+    assert status == 2
+    assert f"{option} is about weights" in errors
+    assert list(tmp_path.glob("dir")) == []
 
 
 def test_a_checkpoint_with_a_prefix_is_what_is_carried_over(run: Run, net: str, tmp_path: Path) -> None:

@@ -267,6 +267,11 @@ def _next_steps(match: Match, transfer: Transfer | None) -> tuple[str, ...]:
                 "build dest so that the first error above is gone: the weights are known, the rest is not the same",
                 "or take the weights all the same: --allow-differences",
             )
+        case "complete" if transfer is not None and transfer.parity is None and not transfer.is_applied:
+            return (
+                "nothing was carried over or tried: write the map with --plan FILE, send a checkpoint through it with "
+                "`automap apply FILE CHECKPOINT -o OUT`",
+            )
         case "complete" if transfer is None:
             return ("carry the weights over: automap SRC DEST --out DIR, or automap.transfer(src, dest, sample_input)",)
         case "complete" if transfer.is_equal:
