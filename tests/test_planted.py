@@ -56,8 +56,6 @@ TEXT = [
     changed("silu-against-gelu", "op-extra", "gelu silu mlp", dest={"act": F.gelu}),
     changed("quick-gelu", "op-extra", "1.702 gelu", act=F.gelu, dest={"act": quick_gelu}),
     changed("relu-squared", "op-extra", "pow mlp", act=F.relu, dest={"act": squared}),
-    changed("attention-scale", "attribute-differs", "scale 0.5 0.3", dest={"scale": 0.3}),
-    changed("no-attention-scale", "op-missing", "mul scale 0.5 attn", dest={"scale": 1.0}),
     changed("soft-cap-value", "attribute-differs", "5.0 8.0", soft_cap=5.0, dest={"soft_cap": 8.0}),
     changed("soft-cap-in-dest", "op-extra", "tanh soft cap attn", dest={"soft_cap": 5.0}),
     changed("soft-cap-in-src", "op-missing", "tanh soft cap attn", soft_cap=5.0, dest={"soft_cap": None}),
