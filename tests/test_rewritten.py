@@ -99,6 +99,24 @@ def recurrent(steps: slice | int = -1) -> nn.Module:
     return Net(lambda net, x: net.out(net.rnn(x)[0][:, steps]), rnn=rnn, out=nn.Linear(6, 3))
 
 
+def stacked(is_cells: bool) -> nn.Module:
+    """Two GRU layers, each over all steps at once, or each step through both cells."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        if not is_cells:
+            return net.out(net.rnn(x)[0])
+        states, steps = [x.new_zeros(len(x), 6)] * 2, []
+        for step in x.unbind(1):
+            states = [net.first(step, states[0]), states[1]]
+            states[1] = net.second(states[0], states[1])
+            steps.append(states[1])
+        return net.out(torch.stack(steps, 1))
+
+    if not is_cells:
+        return Net(forward, rnn=nn.GRU(WIDTH, 6, 2, batch_first=True), out=nn.Linear(6, 3))
+    return Net(forward, first=nn.GRUCell(WIDTH, 6), second=nn.GRUCell(6, 6), out=nn.Linear(6, 3))
+
+
 def gates_apart() -> nn.Module:
     """An LSTM of a projection for each gate, in an order of its own, in a loop."""
 
@@ -192,6 +210,7 @@ BOTH_WAYS = [
     pytest.param(lambda: neighbours(True), lambda: neighbours(False), ROWS, id="neighbours-before-the-projection"),
     pytest.param(lambda: experts(True), lambda: experts(False), noise(5, 9, WIDTH), id="packed-experts"),
     pytest.param(lambda: recurrent(slice(None)), gates_apart, ROWS, id="gates-as-projections"),
+    pytest.param(lambda: stacked(False), lambda: stacked(True), ROWS, id="cells-of-two-layers"),
     pytest.param(lambda: gates("xh"), lambda: gates("x"), ROWS, id="one-bias-of-two-in-a-loop"),
     pytest.param(lambda: branched("ab"), lambda: branched("b"), ROWS, id="one-bias-of-two-branches"),
     pytest.param(lambda: rotated(0.5, False), lambda: rotated(0.7, True), ROWS, id="scores-scaled-behind-a-rotation"),

@@ -72,7 +72,18 @@ def _unmixed(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, lis
 
 def _with_other_rows(dest: Side, src: Source, form: LinearForm) -> list[_Unit]:
     products = [f for f in src.linear if f.kind == "matmul"]
-    return _subset_units(form, _rows(dest, form), products, lambda other: _rows(src, other))
+    found = _subset_units(form, _rows(dest, form), products, lambda other: _rows(src, other))
+    return [unit for unit in found if unit.form.count > form.count or _is_complete(src, unit, found)]
+
+
+def _is_complete(src: Source, unit: _Unit, units: list[_Unit]) -> bool:
+    """Whether what all steps of a loop of src meet is among what dest meets at once, not what some of them do."""
+    if not src.is_shared(unit.form.weight):
+        return True
+    mine, there = _stored(src, unit.form.weight), {other.form.node for other in units}
+    leaves = src.flow.ancestors([unit.form.weight]) & set(src.flow.weights)
+    alike = [f for f in src.linear if f.node not in there and leaves <= src.flow.ancestors([f.weight])]
+    return all(_stored(src, f.weight) != mine for f in alike)
 
 
 def _of_all_steps(dest: Side, src: Source, form: LinearForm, units: list[_Unit]) -> list[_Unit]:
