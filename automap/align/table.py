@@ -16,14 +16,13 @@ from automap.align.forms import ElementForm, LinearForm, addends, convolution_fo
 from automap.align.labels import Label, labels
 from automap.align.moments import clean, keys
 from automap.align.run import Run
+from automap.align.spread import spread_values
 from automap.canonical.flow import Flow, Node, Ref, Role, refs_in, replace_refs
 from automap.canonical.provenance import Numbering, Part, Trace, laid_out, parts, traces
 from automap.canonical.rules.layout import MOVES
 
 #: traces of so many elements are kept, larger ones made anew
 _KEPT = 65_536
-#: layout ops that may read one channel several times
-_SPREADING = {"expand", "repeat", "index", "index_select"}
 #: layout ops after which strides tell where each element is
 _STRIDED = {"reshape", "permute", "transpose", "slice", "select", "squeeze", "unsqueeze", "expand"}
 
@@ -235,19 +234,8 @@ class Source(Side):
         """Whether what is computed with a value reads some of its channels more than once, as shared heads are."""
         size = math.prod(self.flow[index].shape)
         if size not in self._spread:
-            self._spread[size] = self._spread_values(size)
+            self._spread[size] = spread_values(self.flow, size)
         return self._spread[size][index]
-
-    def _spread_values(self, size: int) -> list[bool]:
-        """For each node whether it is read more than once, directly or by what moves and sums no more than size."""
-        nodes, sizes = self.flow.nodes, [math.prod(node.shape) for node in self.flow.nodes]
-        found = [False] * len(nodes)
-        for index in reversed(range(len(nodes))):
-            for reader in self.flow.readers.get(index, ()):
-                op = nodes[reader].op
-                is_passed_on = found[reader] and sizes[reader] <= size and (op in MOVES or op in ("add", "mul"))
-                found[index] |= is_passed_on or (op in _SPREADING and sizes[reader] > sizes[index])
-        return found
 
     def number(self, index: int) -> int:
         """Return the number of the first element of a weight-side value that is a src tensor of its own in claims."""
