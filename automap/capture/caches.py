@@ -26,5 +26,16 @@ def without_new_results() -> Iterator[None]:
 
 def _caches() -> list[Any]:
     """Every cached function there is, but for those of torch and of Python itself, which hold no results of models."""
-    found = [thing for thing in gc.get_objects() if type(thing) is _Cached]
+    found = [thing for thing in _objects() if type(thing) is _Cached]
     return [c for c in found if str(getattr(c, "__module__", "")).partition(".")[0] not in _FOREIGN]
+
+
+def _objects() -> list[Any]:
+    """All that the garbage collector knows of, what was put aside from it (`gc.freeze`) included."""
+    if not gc.get_freeze_count():
+        return gc.get_objects()
+    gc.unfreeze()
+    try:
+        return gc.get_objects()
+    finally:
+        gc.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import random
 import warnings
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from automap.capture import capture
 from automap.capture.preserve import preserved, with_weights
+from automap.collector import only_new_garbage
 from automap.errors import AutomapError, CaptureError, InputError
 
 METHODS = ["dispatch", "export", "hooks"]
@@ -171,6 +173,19 @@ def test_no_fake_tensor_stays_behind_in_a_cache_of_the_model_library() -> None:
     model = Calls(lambda m, x: x * m.w + positions(3), w=torch.randn(3))
     capture(model, torch.randn(3), mode="fake")
     assert type(positions(3)) is Tensor
+
+
+def test_caches_are_found_among_objects_that_were_put_aside() -> None:
+    @functools.lru_cache(maxsize=4)
+    def positions(count: int) -> Tensor:
+        return torch.arange(count) * 1.5
+
+    model = Calls(lambda m, x: x * m.w + positions(3), w=torch.randn(3))
+    with only_new_garbage():
+        capture(model, torch.randn(3), mode="fake")
+        assert gc.get_freeze_count() > 0
+    assert type(positions(3)) is Tensor
+    assert gc.get_freeze_count() == 0
 
 
 def test_preserved_restores_after_an_exception_of_the_caller() -> None:
