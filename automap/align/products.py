@@ -112,14 +112,15 @@ def _readings(
     dest: Side, src: Source, form: LinearForm, tolerance: float
 ) -> Iterator[tuple[LinearForm, list[LinearForm]]]:
     """Ways to read both sides' uses: as they are, then convolutions as products over patches; each when asked for."""
-    yield form, src.alike(form, form.kind, _between(tolerance))
+    near = _between(tolerance)
+    yield form, src.alike(form, form.kind, near)
     if form.kind == "matmul":
-        yield form, src.patches
+        yield form, src.alike(form, "matmul", near, "patches")
     patches = unfolded(form, dest.flow[form.node], dest.run.value)
     if patches is not None:
-        yield patches, src.alike(patches, "matmul", _between(tolerance)) + src.patches
-    yield form, [f for f in src.inputless if f.kind == form.kind]
-    yield form, [f for f in src.absorbed if f.kind == form.kind]
+        yield patches, [f for among in ("linear", "patches") for f in src.alike(patches, "matmul", near, among)]
+    yield form, src.alike(form, form.kind, near, "inputless")
+    yield form, src.alike(form, form.kind, near, "absorbed")
 
 
 def _between(tolerance: float) -> float:

@@ -205,6 +205,7 @@ class Source(Side):
         self.slots: list[Slot] = []
         self._derived: dict[object, int] = {}
         self._spread: dict[int, list[bool]] = {}
+        self._sorted: dict[str, Mapping[str, tuple[list[float], list[tuple[int, LinearForm]]]]] = {}
         for node in flow.nodes:
             if node.role is Role.ACTIVATION and node.op != "input":
                 self.run.value(node.index)
@@ -308,9 +309,12 @@ class Source(Side):
             self._indexes[kind] = (found[order].contiguous(), owners[order])
         return self._indexes[kind]
 
-    def alike(self, form: LinearForm, kind: str, tolerance: float) -> list[LinearForm]:
-        """The src products of a kind that may meet what a form meets: told by their mean square, stacks always."""
-        sizes, forms = self._by_size.get(kind, ([], []))
+    def alike(self, form: LinearForm, kind: str, tolerance: float, among: str = "linear") -> list[LinearForm]:
+        """The src products of a kind that may meet what a form meets: told by their mean square, stacks always.
+
+        among names what is searched: `linear`, `patches`, `inputless` or `absorbed`.
+        """
+        sizes, forms = self._by_size(among).get(kind, ([], []))
         size = form.center[1] if form.groups == 1 else -1.0
         if size < 0:
             return [f for _, f in sorted(forms, key=lambda pair: pair[0])]
@@ -318,16 +322,18 @@ class Source(Side):
         stacks = [pair for pair in forms[bisect_left(sizes, float("inf")) :] if pair[1].groups > 1]
         return [f for _, f in sorted([*forms[low:high], *stacks], key=lambda pair: pair[0])]
 
-    @cached_property
-    def _by_size(self) -> dict[str, tuple[list[float], list[tuple[int, LinearForm]]]]:
+    def _by_size(self, among: str) -> Mapping[str, tuple[list[float], list[tuple[int, LinearForm]]]]:
         """The products of each kind in order of mean square, with their place among all; stacks at the end."""
-        found: dict[str, tuple[list[float], list[tuple[int, LinearForm]]]] = {}
-        sized = [(f.center[1] if f.groups == 1 else float("inf"), n, f) for n, f in enumerate(self.linear)]
-        for size, place, form in sorted(sized, key=lambda entry: entry[:2]):
-            sizes, forms = found.setdefault(form.kind, ([], []))
-            sizes.append(size)
-            forms.append((place, form))
-        return found
+        if among not in self._sorted:
+            found: dict[str, tuple[list[float], list[tuple[int, LinearForm]]]] = {}
+            searched: list[LinearForm] = getattr(self, among)
+            sized = [(f.center[1] if f.groups == 1 else float("inf"), n, f) for n, f in enumerate(searched)]
+            for size, place, form in sorted(sized, key=lambda entry: entry[:2]):
+                sizes, forms = found.setdefault(form.kind, ([], []))
+                sizes.append(size)
+                forms.append((place, form))
+            self._sorted[among] = found
+        return self._sorted[among]
 
     @cached_property
     def patches(self) -> list[LinearForm]:
