@@ -8,41 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from models import noise, randomized
+from models import randomized
+from models.nets import IMAGE, ROWS, WIDTH, Net, conv, table, words
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 import automap
 from automap.errors import InputError
-
-WIDTH = 12
-IMAGE, ROWS = noise(2, 3, 8, 8), noise(2, 5, WIDTH)
-
-
-def words() -> Tensor:
-    return torch.randint(20, (2, 7), generator=torch.Generator().manual_seed(0))
-
-
-class Net(nn.Module):
-    """Named parts and a function that computes with them."""
-
-    def __init__(self, forward: Callable[..., Tensor], **parts: Any) -> None:
-        super().__init__()
-        self.function = forward
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
-
-
-def table(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape))
-
-
-def conv(out: int = 8, inner: int = 3, size: int = 3, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(inner, out, size, padding=size // 2, **options)
 
 
 def convs(norm: bool, bias: bool = True) -> nn.Module:
