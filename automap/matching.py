@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from automap import verify as verification
-from automap.align import Solution, solve, solve_on_twins
+from automap.align import Flows, Solution, solve, solve_on_twins
 from automap.align.moments import EXACT
 from automap.align.outputs import relative_difference
 from automap.capture import Capture, record
@@ -76,14 +76,16 @@ def matched(
     theirs = _same_numbers(mine, theirs)
     models = Models(src, dest, src_inputs, dest_inputs, given, verification.coarsest_rounding(mine, theirs))
     ends = (src, dest), started, captured - started
+    flows = Flows.of(mine, theirs)
     if (is_narrow or valueless) and method == "dispatch" and not pins and not is_training:
-        narrow = solve_on_twins(mine, theirs, seed=seed, is_algebraic=is_algebraic)
+        narrow = solve_on_twins(mine, theirs, flows, seed=seed, is_algebraic=is_algebraic)
         found = _on_twins(narrow, ends, algebra=algebra) if narrow is not None else None
         if narrow is not None and found is not None and (found[0].is_complete or valueless):
             return Matched(found[0], narrow, models, found[1])
     if valueless:
         raise _without_values(valueless[0], mine if valueless[0] == "src" else theirs)
-    solution = solve(mine, theirs, dest, dest_inputs, seed=seed, pins=pins, is_algebraic=is_algebraic)
+    options: dict[str, Any] = {"seed": seed, "pins": pins, "is_algebraic": is_algebraic, "flows": flows}
+    solution = solve(mine, theirs, dest, dest_inputs, **options)
     draft = _drafted(solution, algebra=algebra)
     case = Case.of(solution, draft.plan, compared_outputs(solution))
     diagnosis = diagnose(solution, draft, pins)

@@ -53,6 +53,27 @@ class Solution:
     twins: Twins | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """The flow graphs of both models, and dest's capture with the inputs that both are given."""
+
+    src: Flow
+    dest: Flow
+    dest_capture: Capture
+    elapsed_s: float
+
+    @classmethod
+    def of(cls, src: Capture, dest: Capture) -> Flows:
+        """Return both captures lowered, each knowing what is a constant to the other."""
+        started = time.perf_counter()
+        src_flow, dest = lower(src, fixed_buffers(src, dest)), replace(dest, inputs=_valued(dest.inputs))
+        src_flow = replace(src_flow, inputs=_valued(src_flow.inputs))
+        if not src.is_data_dependent and not dest.is_data_dependent:
+            src_flow, dest = _without_constant_inputs(src_flow, dest)
+        dest_flow = lower(dest, fixed_buffers(dest, src))
+        return cls(src_flow, dest_flow, dest, time.perf_counter() - started)
+
+
 def solve(
     src: Capture,
     dest: Capture,
@@ -62,16 +83,19 @@ def solve(
     seed: int,
     pins: Sequence[str] = (),
     is_algebraic: bool = True,
+    flows: Flows | None = None,
 ) -> Solution:
-    """Return what a walk over dest finds, on weights drawn from seed where src's control flow allows it."""
-    started = time.perf_counter()
-    src_flow, dest_flow, dest = _lowered(src, dest)
-    lowered = time.perf_counter()
+    """Return what a walk over dest finds, on weights drawn from seed where src's control flow allows it.
+
+    flows are both captures lowered, where that is done already.
+    """
+    flows = Flows.of(src, dest) if flows is None else flows
+    dest, started = flows.dest_capture, time.perf_counter()
     is_drawn = not src.is_data_dependent
     with torch.no_grad():
-        source = _computed(src_flow, draw_weights(src_flow, seed) if is_drawn else own_weights(src_flow))
+        source = _computed(flows.src, draw_weights(flows.src, seed) if is_drawn else own_weights(flows.src))
         computed = time.perf_counter()
-        side, outcome = _walk(source, dest_flow, pins, is_algebraic)
+        side, outcome = _walk(source, flows.dest, pins, is_algebraic)
         for _ in range(_ROUNDS if dest.is_data_dependent and dest_model is not None else 0):
             if not outcome.stops:
                 break
@@ -81,21 +105,23 @@ def solve(
             if _known(found) <= _known(outcome):
                 break
             side, outcome, dest = following, found, again
-    timings = _timings(started, lowered, computed)
-    return Solution(source, side, outcome, src, dest, is_drawn, timings, (src_flow, side.flow))
+    timings = _timings(flows.elapsed_s, started, computed)
+    return Solution(source, side, outcome, src, dest, is_drawn, timings, (flows.src, side.flow))
 
 
-def solve_on_twins(src: Capture, dest: Capture, *, seed: int, is_algebraic: bool = True) -> Solution | None:
+def solve_on_twins(
+    src: Capture, dest: Capture, flows: Flows, *, seed: int, is_algebraic: bool = True
+) -> Solution | None:
     """Return what a walk over narrow twins finds, or None where there are none or the models are small themselves."""
     if src.is_data_dependent or dest.is_data_dependent:
         return None
-    started = time.perf_counter()
-    *flows, dest = _lowered(src, dest)
+    narrowing = time.perf_counter()
     is_valueless = "fake" in (src.mode, dest.mode)
-    twins = narrow_twins(*flows, least_work=0 if is_valueless else _SMALL, least_gain=0 if is_valueless else _GAIN)
+    least_work, least_gain = (0, 0.0) if is_valueless else (_SMALL, _GAIN)
+    twins = narrow_twins(flows.src, flows.dest, least_work=least_work, least_gain=least_gain)
     if twins is None:
         return None
-    lowered = time.perf_counter()
+    started = time.perf_counter()
     try:
         with torch.no_grad():
             source = _computed(twins.src, draw_weights(twins.src, seed))
@@ -103,21 +129,12 @@ def solve_on_twins(src: Capture, dest: Capture, *, seed: int, is_algebraic: bool
             side, outcome = _walk(source, twins.dest, (), is_algebraic)
     except (RuntimeError, IndexError):  # an op does not take the sizes of the twins: there are none then
         return None
-    timings = _timings(started, lowered, computed)
-    return Solution(source, side, outcome, src, dest, True, timings, (flows[0], flows[1]), twins)
+    timings = _timings(flows.elapsed_s + started - narrowing, started, computed)
+    return Solution(source, side, outcome, src, flows.dest_capture, True, timings, (flows.src, flows.dest), twins)
 
 
-def _timings(started: float, lowered: float, computed: float) -> dict[str, float]:
-    return {"canonical": lowered - started, "compute": computed - lowered, "align": time.perf_counter() - computed}
-
-
-def _lowered(src: Capture, dest: Capture) -> tuple[Flow, Flow, Capture]:
-    """Both flow graphs, and dest's capture with the inputs that both are given."""
-    src_flow, dest = lower(src, fixed_buffers(src, dest)), replace(dest, inputs=_valued(dest.inputs))
-    src_flow = replace(src_flow, inputs=_valued(src_flow.inputs))
-    if not src.is_data_dependent and not dest.is_data_dependent:
-        src_flow, dest = _without_constant_inputs(src_flow, dest)
-    return src_flow, lower(dest, fixed_buffers(dest, src)), dest
+def _timings(canonical_s: float, started: float, computed: float) -> dict[str, float]:
+    return {"canonical": canonical_s, "compute": computed - started, "align": time.perf_counter() - computed}
 
 
 def _computed(flow: Flow, weights: Mapping[int, Tensor]) -> Source:
