@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from automap.align.by_size import BySize
 from automap.align.forms import ElementForm, LinearForm, addends, convolution_form, element_form, matmul_form, unfolded
 from automap.align.labels import Label, labels
 from automap.align.moments import clean, keys
 from automap.align.run import Run
-from automap.align.spread import spread_values
+from automap.align.spread import is_broadcast, spread_values
 from automap.canonical.flow import Flow, Node, Ref, Role, refs_in, replace_refs
 from automap.canonical.provenance import Numbering, Part, Trace, laid_out, parts, traces
 from automap.canonical.rules.layout import MOVES
@@ -106,23 +106,12 @@ class Side:
         if weight not in self._essential:
             shape = self.flow[weight].shape
             places = torch.arange(math.prod(shape)).view(shape)
-            for dim in range(len(shape) if self._is_spread(weight) else 0):
+            for dim in range(len(shape) if is_broadcast(self.flow, weight) else 0):
                 found = self.traces(weight)
                 if shape[dim] > 1 and found and all(bool((t.ids == t.ids.narrow(dim, 0, 1)).all()) for t in found):
                     places = places.narrow(dim, 0, 1)
             self._essential[weight] = (tuple(places.shape), places.reshape(-1))
         return self._essential[weight]
-
-    def _is_spread(self, weight: int) -> bool:
-        """Whether an op on the way from what is stored makes more elements than it is given."""
-        for index in self.flow.ancestors([weight]):
-            behind = [math.prod(self.flow[i].shape) for i in self.flow[index].operands if self._is_weight(i)]
-            if behind and math.prod(self.flow[index].shape) > max(behind):
-                return True
-        return False
-
-    def _is_weight(self, index: int) -> bool:
-        return self.flow[index].role is Role.WEIGHT
 
     def distinct(self, weight: int) -> Tensor:
         """Return the places in a weight-side value where each of its elements stands first, in order."""
@@ -205,7 +194,7 @@ class Source(Side):
         self.slots: list[Slot] = []
         self._derived: dict[object, int] = {}
         self._spread: dict[int, list[bool]] = {}
-        self._sorted: dict[str, Mapping[str, tuple[list[float], list[tuple[int, LinearForm]]]]] = {}
+        self._sorted: dict[str, BySize] = {}
         for node in flow.nodes:
             if node.role is Role.ACTIVATION and node.op != "input":
                 self.run.value(node.index)
@@ -314,26 +303,9 @@ class Source(Side):
 
         among names what is searched: `linear`, `patches`, `inputless` or `absorbed`.
         """
-        sizes, forms = self._by_size(among).get(kind, ([], []))
-        size = form.center[1] if form.groups == 1 else -1.0
-        if size < 0:
-            return [f for _, f in sorted(forms, key=lambda pair: pair[0])]
-        low, high = bisect_left(sizes, size * (1 - 2 * tolerance)), bisect_right(sizes, size * (1 + 2 * tolerance))
-        stacks = [pair for pair in forms[bisect_left(sizes, float("inf")) :] if pair[1].groups > 1]
-        return [f for _, f in sorted([*forms[low:high], *stacks], key=lambda pair: pair[0])]
-
-    def _by_size(self, among: str) -> Mapping[str, tuple[list[float], list[tuple[int, LinearForm]]]]:
-        """The products of each kind in order of mean square, with their place among all; stacks at the end."""
         if among not in self._sorted:
-            found: dict[str, tuple[list[float], list[tuple[int, LinearForm]]]] = {}
-            searched: list[LinearForm] = getattr(self, among)
-            sized = [(f.center[1] if f.groups == 1 else float("inf"), n, f) for n, f in enumerate(searched)]
-            for size, place, form in sorted(sized, key=lambda entry: entry[:2]):
-                sizes, forms = found.setdefault(form.kind, ([], []))
-                sizes.append(size)
-                forms.append((place, form))
-            self._sorted[among] = found
-        return self._sorted[among]
+            self._sorted[among] = BySize(getattr(self, among))
+        return self._sorted[among].near(form, kind, tolerance)
 
     @cached_property
     def patches(self) -> list[LinearForm]:
