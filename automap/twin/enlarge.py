@@ -8,9 +8,9 @@ narrowed, the full size of the pieces does not follow, and nothing is made up.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 from automap.plan import Expr, Plan
 from automap.plan.expr import (
@@ -23,17 +23,22 @@ from automap.plan.expr import (
     Fill,
     Gather,
     MatMul,
+    MatrixFunction,
     Mean,
     Multiply,
     Norm,
     Pad,
     Permute,
+    Pointwise,
     Reshape,
     Shape,
     Slice,
     Source,
     Sqrt,
     Subtract,
+    Tril,
+    args_of,
+    with_args,
 )
 from automap.twin.dims import Digits
 from automap.twin.pair import Twins
@@ -100,10 +105,9 @@ def _shape(dims: tuple[Dim, ...]) -> Shape:
 
 def _enlarged(expr: Expr, src: Mapping[str, tuple[Digits, ...]], dest: tuple[Dim, ...] | None) -> _Made:
     """A node at full size; dest are the dims of the whole expression where they are those of this node."""
-
-    def arg(inner: Expr) -> _Made:
-        return _enlarged(inner, src, None)
-
+    if isinstance(expr, Cast | Affine):
+        return _along(expr, _enlarged(expr.arg, src, dest))
+    args = tuple(_enlarged(arg, src, None) for arg in args_of(expr))
     match expr:
         case Source():
             dims = tuple(_dim(d) for d in src[expr.name]) if expr.name in src else _plain(expr.shape)
@@ -112,48 +116,53 @@ def _enlarged(expr: Expr, src: Mapping[str, tuple[Digits, ...]], dest: tuple[Dim
             if dest is None or tuple(math.prod(n for n, _ in dim) for dim in dest) != expr.shape:
                 raise NotEnlarged("a constant in the midst of others")
             return _Made(replace(expr, shape=_shape(dest)), dest)
-        case Cast() | Affine():
-            made = _enlarged(expr.arg, src, dest)
-            return _Made(replace(expr, arg=made.expr), made.dims)
         case Sqrt():
-            made = arg(expr.arg)
-            return _Made(Sqrt(made.expr), made.dims)
+            return _along(expr, args[0])
         case Reshape():
-            made = arg(expr.arg)
-            dims = _regrouped([digit for dim in made.dims for digit in dim], expr.shape)
-            return _Made(Reshape(made.expr, _shape(dims)), dims)
+            dims = _regrouped([digit for dim in args[0].dims for digit in dim], expr.shape)
+            return _Made(Reshape(args[0].expr, _shape(dims)), dims)
         case Permute():
-            made = arg(expr.arg)
-            return _Made(Permute(made.expr, expr.dims), tuple(made.dims[d] for d in expr.dims))
+            return _Made(Permute(args[0].expr, expr.dims), tuple(args[0].dims[d] for d in expr.dims))
         case Slice():
-            return _sliced(expr, arg(expr.arg))
+            return _sliced(expr, args[0])
         case Concat():
-            return _joined([arg(inner) for inner in expr.args], expr.dim)
+            return _joined(args, expr.dim)
         case Gather():
-            made = arg(expr.arg)
-            if any(small != big for small, big in made.dims[expr.dim]):
-                raise NotEnlarged("single rows of a narrowed dim")
-            rows = ((len(expr.indices), len(expr.indices)),)
-            return _Made(replace(expr, arg=made.expr), (*made.dims[: expr.dim], rows, *made.dims[expr.dim + 1 :]))
+            return _gathered(expr, args[0])
         case Pad():
-            return _padded(expr, arg(expr.arg))
+            return _padded(expr, args[0])
         case Expand():
-            return _spread(expr, arg(expr.arg), dest)
+            return _spread(expr, args[0], dest)
         case Add() | Subtract() | Multiply() | Divide():
-            left, right = arg(expr.left), arg(expr.right)
-            dims = _broadcast(left.dims, right.dims)
-            return _Made(replace(expr, left=left.expr, right=right.expr), dims)
+            return _Made(with_args(expr, tuple(a.expr for a in args)), _broadcast(args[0].dims, args[1].dims))
         case MatMul():
-            left, right = arg(expr.left), arg(expr.right)
-            if len(left.dims) != 2 or len(right.dims) != 2 or left.dims[1] != right.dims[0]:
-                raise NotEnlarged("a product whose inner dims are made up differently")
-            return _Made(MatMul(left.expr, right.expr), (left.dims[0], right.dims[1]))
+            return _multiplied(*args)
         case Norm() | Mean():
-            made = arg(expr.arg)
-            gone = {d % len(made.dims) for d in expr.dims}
-            return _Made(replace(expr, arg=made.expr), tuple(() if d in gone else x for d, x in enumerate(made.dims)))
+            gone = {d % len(args[0].dims) for d in expr.dims}
+            dims = tuple(() if d in gone else dim for d, dim in enumerate(args[0].dims))
+            return _Made(replace(expr, arg=args[0].expr), dims)
+        case Pointwise() | MatrixFunction() | Tril():
+            raise NotEnlarged("a function of a weight, of which fewer elements say too little")
         case _:
-            raise NotEnlarged(f"no rule for {type(expr).__name__}")
+            assert_never(expr)
+
+
+def _along(expr: Expr, made: _Made) -> _Made:
+    """A node that keeps the dims of its argument."""
+    return _Made(with_args(expr, (made.expr,)), made.dims)
+
+
+def _gathered(expr: Gather, made: _Made) -> _Made:
+    if any(small != big for small, big in made.dims[expr.dim]):
+        raise NotEnlarged("single rows of a narrowed dim")
+    rows = ((len(expr.indices), len(expr.indices)),)
+    return _Made(replace(expr, arg=made.expr), (*made.dims[: expr.dim], rows, *made.dims[expr.dim + 1 :]))
+
+
+def _multiplied(left: _Made, right: _Made) -> _Made:
+    if len(left.dims) != 2 or len(right.dims) != 2 or left.dims[1] != right.dims[0]:
+        raise NotEnlarged("a product whose inner dims are made up differently")
+    return _Made(MatMul(left.expr, right.expr), (left.dims[0], right.dims[1]))
 
 
 def _plain(shape: Shape) -> tuple[Dim, ...]:
@@ -223,7 +232,7 @@ def _strided(dim: Dim, start: int, stop: int, step: int, small: int) -> tuple[in
     return start, big - (small - stop), step, tuple(head)
 
 
-def _joined(parts: list[_Made], dim: int) -> _Made:
+def _joined(parts: Sequence[_Made], dim: int) -> _Made:
     """Parts one after the other: alike but for how often what they have in common is repeated."""
     heads = [_head(part.dims[dim]) for part in parts]
     tails = [part.dims[dim][1:] if head > 1 else part.dims[dim] for head, part in zip(heads, parts, strict=True)]
