@@ -1,4 +1,4 @@
-"""Narrow twins: both flow graphs with every wide dim divided by one number, and the way back to the full sizes.
+"""Narrow twins: both flow graphs with wide dims divided, those of one size alike, and the way back to the full sizes.
 
 Which weight is which does not depend on how wide a layer is. A pair is aligned on its narrow twins, where computing
 costs little and weights need no values; the plan found there is then written for the sizes of the models themselves.

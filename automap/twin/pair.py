@@ -26,7 +26,7 @@ class Twins:
 
 
 def narrow_twins(src: Flow, dest: Flow, *, least_work: int, least_gain: float) -> Twins | None:
-    """Return the twins that take the least work to compute, or None where narrowing does not pay.
+    """Return twins that take little work to compute, or None where narrowing does not pay.
 
     Args:
         src: the full flow graph.
