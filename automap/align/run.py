@@ -15,12 +15,15 @@ from automap.canonical.flow import Flow, Role
 class Run:
     """Values of a flow graph's nodes. Unknown weight elements are NaN, and what is made of them is unknown.
 
-    Mutable on purpose: the search fills in weights as it finds them, and takes them back.
+    Mutable on purpose: the search fills in weights as it finds them, and takes them back. With is_complete all weights
+    are given, and activations are computed when first asked for, in their order.
     """
 
-    def __init__(self, flow: Flow, weights: Mapping[int, Tensor]) -> None:
+    def __init__(self, flow: Flow, weights: Mapping[int, Tensor], *, is_complete: bool = False) -> None:
         self.flow = flow
         self.weights = dict(weights)
+        self._is_complete, self._computed = is_complete, 0
+        self._elsewhere: dict[int, tuple[Run, int]] = {}
         self._known: dict[int, Any] = {i: widen(t) for i, t in flow.constants.items()}
         self._known |= {i: widen(t) for i, t in flow.inputs.items()}
         self._made_of: dict[int, set[int]] = {}
@@ -34,16 +37,24 @@ class Run:
                     self._made_of.setdefault(leaf, set()).add(index)
 
     def knows(self, index: int) -> bool:
-        """Whether an activation's value was set."""
-        return index in self._known
+        """Whether an activation's value was set, or can be computed."""
+        if index in self._known or index in self._elsewhere:
+            return True
+        return self._is_complete and index < len(self.flow) and self.flow[index].role is Role.ACTIVATION
 
     def set(self, index: int, value: Any) -> None:
         """Set a node's value."""
         self._known[index] = value
 
+    def set_same(self, index: int, run: Run, other: int) -> None:
+        """Let a node's value be that of a node of another run, looked up there when first asked for."""
+        self._known.pop(index, None)
+        self._elsewhere[index] = run, other
+
     def forget(self, index: int) -> None:
         """Take a node's value back."""
         self._known.pop(index, None)
+        self._elsewhere.pop(index, None)
 
     def touch(self, leaf: int) -> None:
         """Tell that a weight changed: what is made of it is computed anew."""
@@ -56,11 +67,24 @@ class Run:
             return self._known[index]
         if index in self.weights:
             return self.weights[index]
+        if index in self._elsewhere:
+            run, other = self._elsewhere[index]
+            return run.value(other)
+        if self._is_complete:
+            self._catch_up(index)
         node = self.flow[index]
         assert node.function is not None, f"no value for node {index} ({node.op})"
         value = compute(node, self.value)
         self._known[index] = value
         return value
+
+    def _catch_up(self, index: int) -> None:
+        """Compute the activations before a node, so that none is computed inside of another."""
+        for step in range(self._computed, index):
+            node = self.flow[step]
+            if node.role is Role.ACTIVATION and node.function is not None and step not in self._known:
+                self._known[step] = compute(node, self.value)
+        self._computed = max(self._computed, index)
 
     def is_resolved(self, index: int) -> bool:
         """Whether a weight-side value has no unknown element."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from automap.align.assignment import Assignment
 from automap.align.candidates import Candidate, Piece
 from automap.align.choices import Choice, Key, Outcome, Stop
+from automap.align.counterparts import Counterparts
 from automap.align.forms import ElementForm, LinearForm, addends, element_form
 from automap.align.labels import Label
 from automap.align.moments import CLOSE
@@ -46,6 +47,7 @@ class Search:
     assignment: Assignment
     pins: tuple[Pin, ...] = ()
     is_algebraic: bool = True
+    counterparts: Counterparts | None = None
     choices: dict[Key, Choice] = field(default_factory=dict)
     fresh: dict[int, frozenset[Key]] = field(default_factory=dict)
     ripe: dict[int, frozenset[Key]] = field(default_factory=dict)
@@ -89,12 +91,43 @@ class Search:
             self.poisoned.add(index)
             return None
         self.poisoned.discard(index)
+        if self._is_repeated(index):
+            return None
         for weight in self._open_operands(index):
             stop = self._resolve(index, weight)
             if stop is not None:
                 return stop
         self.dest.run.set(index, compute(node, self.dest.run.value))
+        if self.counterparts is not None:
+            self.counterparts.note(index)
         return None
+
+    def _is_repeated(self, index: int) -> bool:
+        """Whether a node does what a node of src does, on the same values: then its value is known, and its weights."""
+        if self.counterparts is None:
+            return False
+        twin = self.counterparts.repeated(index)
+        only = self.counterparts.only_use(index) if twin is None else None
+        if only is not None:
+            self._take_same(index, only)
+            twin = self.counterparts.repeated(index)
+        if twin is None:
+            return False
+        self.dest.run.set_same(index, self.src.run, twin)
+        self.counterparts.note(index, twin)
+        return True
+
+    def _take_same(self, index: int, only: Candidate) -> None:
+        """Decide on all weights of a node at once."""
+        key = (index, only.claims[0].dest_value, 0)
+        self.choices[key] = Choice(key, self.dest.labels[index], [only])
+        self.decided.setdefault(index, set()).add(key)
+        self.taken.setdefault(only.key, key)
+        for claim in only.claims:
+            self.assignment.take(claim, index)
+        self.partners[index] = next(part for part in only.key if isinstance(part, int))
+        for operand in self.dest.flow[index].operands:
+            self.confirm(operand, 0.0)
 
     def _carry(self, index: int) -> None:
         """Decisions behind a node: ripe once their value has met another one, before that nothing can bear them out."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from automap.align.assignment import UNKNOWN, Assignment
 from automap.align.choices import Outcome
+from automap.align.counterparts import Counterparts
 from automap.align.draw import draw_weights, own_weights
 from automap.align.pins import parsed_pins
 from automap.align.search import Search
@@ -167,10 +168,16 @@ def _valued(inputs: Mapping[_Key, Tensor]) -> dict[_Key, Tensor]:
 def _walk(source: Source, flow: Flow, pins: Sequence[str], is_algebraic: bool) -> tuple[Side, Outcome]:
     blank = {i: torch.tensor(torch.nan, dtype=torch.float64).expand(w.tensor.shape) for i, w in flow.weights.items()}
     with torch._C.DisableTorchFunction():
-        side = Side(flow, blank)
-        search = Search(source, side, Assignment(side, source), parsed_pins(pins, source.flow, flow), is_algebraic)
         live = flow.ancestors([index for _, index in flow.outputs])
-        return side, search.walk(live, flow.outputs)
+        for is_structural in (True, False) if not pins else (False,):
+            side = Side(flow, blank)
+            assignment = Assignment(side, source)
+            counterparts = Counterparts(source, side, assignment) if is_structural else None
+            search = Search(source, side, assignment, parsed_pins(pins, source.flow, flow), is_algebraic, counterparts)
+            outcome = search.walk(live, flow.outputs)
+            if len(outcome.matched_outputs) == len(flow.outputs) and not outcome.stops:
+                break
+        return side, outcome
 
 
 def _known(outcome: Outcome) -> int:

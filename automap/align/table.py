@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +45,16 @@ class Lookup:
     rows: Tensor
 
 
+@dataclass(slots=True)
+class Uses:
+    """All uses of src's weights, by kind."""
+
+    linear: list[LinearForm] = field(default_factory=list)
+    elements: dict[str, list[ElementForm]] = field(default_factory=dict)
+    lookups: list[Lookup] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
+
+
 def weight_operands(flow: Flow, node: Node) -> tuple[int, ...]:
     """Return the weight-side operands that an activation-valued node computes with."""
     if node.role is not Role.ACTIVATION:
@@ -55,14 +65,18 @@ def weight_operands(flow: Flow, node: Node) -> tuple[int, ...]:
 class Side:
     """One side's flow graph with what both src and dest need of it: a run, labels, traces and parts."""
 
-    def __init__(self, flow: Flow, weights: Mapping[int, Tensor]) -> None:
+    def __init__(self, flow: Flow, weights: Mapping[int, Tensor], *, is_complete: bool = False) -> None:
         self.flow = flow
-        self.run = Run(flow, weights)
-        self.labels = labels(flow)
+        self.run = Run(flow, weights, is_complete=is_complete)
         self.numbering = Numbering.of(flow)
         self._traces: dict[int, tuple[Trace, ...]] = {}
         self._parts: dict[int, tuple[Part, ...]] = {}
         self._essential: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+
+    @cached_property
+    def labels(self) -> list[Label]:
+        """What happens to each node's value afterwards."""
+        return labels(self.flow)
 
     def traces(self, index: int) -> tuple[Trace, ...]:
         """Return the paths from stored weights to a weight-side node."""
@@ -183,26 +197,48 @@ class Side:
 
 
 class Source(Side):
-    """Src, computed in full: its uses by kind, and all values it ever holds."""
+    """Src, computed as far as it is asked for: its uses by kind, and all values it ever holds."""
 
     def __init__(self, flow: Flow, weights: Mapping[int, Tensor]) -> None:
-        super().__init__(flow, weights)
-        self.linear: list[LinearForm] = []
-        self.elements: dict[str, list[ElementForm]] = {}
-        self.lookups: list[Lookup] = []
+        super().__init__(flow, weights, is_complete=True)
         self._indexes: dict[str, tuple[Tensor, Tensor]] = {}
-        self.slots: list[Slot] = []
         self._derived: dict[object, int] = {}
         self._spread: dict[int, list[bool]] = {}
         self._sorted: dict[str, BySize] = {}
-        for node in flow.nodes:
+
+    @cached_property
+    def uses(self) -> Uses:
+        """All uses of weights."""
+        found = Uses()
+        for node in self.flow.nodes:
             if node.role is Role.ACTIVATION and node.op != "input":
                 self.run.value(node.index)
-                self._file(node)
-            elif node.op == "index" and node.role is Role.WEIGHT and flow[node.operands[-1]].role is Role.CONSTANT:
+                self._file(node, found)
+            elif node.op == "index" and node.role is Role.WEIGHT and self.flow[node.operands[-1]].role is Role.CONSTANT:
                 rows = self.run.value(node.operands[-1])
                 if isinstance(node.args[1], Ref) and not rows.is_floating_point() and rows.dtype != torch.bool:
-                    self.lookups.append(Lookup(node.index, node.operands[0], rows.reshape(-1)))
+                    found.lookups.append(Lookup(node.index, node.operands[0], rows.reshape(-1)))
+        return found
+
+    @property
+    def linear(self) -> list[LinearForm]:
+        """The products and convolutions."""
+        return self.uses.linear
+
+    @property
+    def elements(self) -> dict[str, list[ElementForm]]:
+        """The tables met elementwise, by kind of op."""
+        return self.uses.elements
+
+    @property
+    def lookups(self) -> list[Lookup]:
+        """The tables whose rows are chosen."""
+        return self.uses.lookups
+
+    @property
+    def slots(self) -> list[Slot]:
+        """Every other place where weights enter."""
+        return self.uses.slots
 
     def derive(self, op: str, function: Callable[..., Tensor], *args: Any) -> int:
         """Add a weight-side value that is computed from others, and return its number: the same one for the same call.
@@ -233,28 +269,27 @@ class Source(Side):
             self.numbering = self.numbering.extended(index, math.prod(self.flow[index].shape))
         return self.numbering.offsets[index]
 
-    def _file(self, node: Node) -> None:
+    def _file(self, node: Node, found: Uses) -> None:
         operands = weight_operands(self.flow, node)
         if len(operands) == len(node.operands) and node.op in ("matmul", "convolution"):
             operands = operands[-1:]
-            self.slots.append(Slot(node.index, node.operands[0], node.op + ".data"))
+            found.slots.append(Slot(node.index, node.operands[0], node.op + ".data"))
         for weight in operands:
             form = self.linear_form(node, weight)
             if form is not None:
-                self.linear.append(form)
+                found.linear.append(form)
                 chosen = self.chosen_rows(form)
                 if chosen is not None:
-                    self.lookups.append(chosen)
+                    found.lookups.append(chosen)
             elif node.op == "lookup" and weight == node.operands[0]:
-                self.lookups.append(Lookup(node.index, weight, self.run.value(node.operands[1]).reshape(-1)))
+                found.lookups.append(Lookup(node.index, weight, self.run.value(node.operands[1]).reshape(-1)))
             else:
-                self.slots.append(Slot(node.index, weight, node.op))
+                found.slots.append(Slot(node.index, weight, node.op))
                 element = element_form(self.flow, node, weight, self.run.value, self.essential(weight))
                 if element is not None:
-                    self._file_element(node, element)
+                    self._file_element(node, element, found.elements.setdefault(element.kind, []))
 
-    def _file_element(self, node: Node, element: ElementForm) -> None:
-        found = self.elements.setdefault(element.kind, [])
+    def _file_element(self, node: Node, element: ElementForm, found: list[ElementForm]) -> None:
         found.append(element)
         for term in addends(self.flow, element):
             form = element_form(self.flow, node, element.weight, self.run.value, self.essential(element.weight), term)

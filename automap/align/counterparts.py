@@ -1,0 +1,267 @@
+"""Tells without numbers where dest does just what src does: the same op on the same values gives the same value.
+
+Both flow graphs are hashed node by node, dest's in terms of src's. A weight that is still open is taken for the one
+that src uses in the same op on the same values, if there is only one such. Where spellings differ, numbers decide, and
+from the first value that src has as well ops are compared again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from automap.align.assignment import Assignment, Claim
+from automap.align.candidates import Candidate, certain
+from automap.align.table import Side, Source
+from automap.canonical.flow import Flow, Node, Ref, Role
+
+Key: TypeAlias = tuple[Hashable, ...]
+_COMMUTATIVE = {"add", "mul", "maximum", "minimum"}
+#: a value that is computed in another order of steps is off by so much of its largest number
+_ROUNDING = 1e-12
+
+
+class _Unlike(Exception):
+    """A value that has no counterpart, or an argument that cannot be compared."""
+
+
+@dataclass(slots=True)
+class Counterparts:
+    """For each dest node computed so far the src node that has the same value in the same layout, in `same`."""
+
+    src: Source
+    dest: Side
+    assignment: Assignment
+    same: dict[int, int] = field(default_factory=dict)
+    _exact: dict[Key, int] = field(default_factory=dict)
+    _first: dict[int, int] = field(default_factory=dict)
+    _open: dict[Key, list[int]] = field(default_factory=dict)
+    _patterns: dict[tuple[bool, int], Hashable] = field(default_factory=dict)
+    _by_probe: dict[tuple[int, ...], tuple[Tensor, list[int]]] | None = None
+
+    def __post_init__(self) -> None:
+        """Hash src: what is computed twice there has the number of its first time."""
+        for node in self.src.flow.nodes:
+            if node.role is not Role.CONSTANT:
+                self._first[node.index] = self._numbered(node)
+        for index, value in self.dest.flow.inputs.items():
+            twin = next((i for i, other in self.src.flow.inputs.items() if _is_same_input(value, other)), None)
+            if twin is not None:
+                self.same[index] = self._first[twin]
+
+    def _numbered(self, node: Node) -> int:
+        if node.function is None:
+            return node.index
+        if node.op == "reshape" and node.shape == self.src.flow[node.operands[0]].shape:
+            return self._first.get(node.operands[0], node.index)
+        try:
+            found = self._exact.setdefault(self._key(node, self._of_src), node.index)
+            if found == node.index and node.role is Role.ACTIVATION and _weights_of(self.src.flow, node):
+                self._open.setdefault(self._key(node, self._open_src), []).append(node.index)
+        except _Unlike:
+            return node.index
+        return found
+
+    # ------------------------------------------------------------------ one dest node
+    def repeated(self, index: int) -> int | None:
+        """Return the src node that does the same as a dest node whose weights are decided, or None."""
+        self.same.pop(index, None)
+        try:
+            return self._exact.get(self._key(self.dest.flow[index], self._of_dest))
+        except _Unlike:
+            return None
+
+    def only_use(self, index: int) -> Candidate | None:
+        """Return the candidate that a dest node with open weights does what a single src node does, or None."""
+        node = self.dest.flow[index]
+        try:
+            key = self._key(node, self._open_dest)
+        except _Unlike:
+            return None
+        found = self._open.get(key, [])
+        if len(found) > 1:  # told apart by what follows, as far as that is looked at
+            found = [i for i in found if self.src.labels[i] == self.dest.labels[index]]
+        if len(found) != 1:
+            return None
+        twin = self.src.flow[found[0]]
+        claims = self._claims(node, twin)
+        if not claims:
+            return None
+        channels = _channels(self.src.flow, twin)
+        return Candidate(certain(*claims), (twin.index, "same"), self.src.labels[twin.index], 0.0, channels=channels)
+
+    def note(self, index: int, twin: int | None = None) -> None:
+        """Keep the src node that has the same value as a dest node: the one given, else one with the same numbers."""
+        if twin is None:
+            twin = self._with_value(self.dest.run.value(index))
+        if twin is not None:
+            self.same[index] = twin
+
+    def _claims(self, node: Node, twin: Node) -> list[Claim]:
+        """That each open weight behind a dest node is the one at its place behind a src node; none if one is decided
+        otherwise.
+        """
+        mine = _leaves_behind(self.dest.flow, node)
+        theirs = _leaves_behind(self.src.flow, twin)
+        pairs = dict(zip(mine, theirs, strict=True))
+        if any(pairs[a] != b for a, b in zip(mine, theirs, strict=True)):
+            return []
+        decided = {leaf: self.assignment.whole.get(leaf) for leaf in pairs if leaf not in self.assignment.blank}
+        if any(pairs[leaf] != other for leaf, other in decided.items()):
+            return []
+        return [Claim(a, None, b, None) for a, b in pairs.items() if a not in decided]
+
+    # ------------------------------------------------------------------ keys
+    def _key(self, node: Node, operand: Callable[[int], Hashable]) -> Key:
+        args = _frozen(node.args, operand)
+        if node.op in _COMMUTATIVE and len(args) == 2 and not node.kwargs:
+            args = tuple(sorted(args, key=hash))
+        return (node.op, node.function, args, _frozen(node.kwargs, operand))
+
+    def _of_src(self, index: int) -> Hashable:
+        if self.src.flow[index].role is Role.CONSTANT:
+            return _content(self.src.run.value(index))
+        return self._first[index]
+
+    def _of_dest(self, index: int) -> Hashable:
+        node = self.dest.flow[index]
+        if node.role is Role.CONSTANT:
+            return _content(self.dest.run.value(index))
+        found = self._weight(node) if node.role is Role.WEIGHT else self.same.get(index)
+        if found is None:
+            raise _Unlike
+        return found
+
+    def _weight(self, node: Node) -> int | None:
+        """The src number of a weight-side dest value, where it is made of whole src weights in the same way."""
+        if node.op != "weight":
+            return self._exact.get(self._key(node, self._of_dest))
+        whole = self.assignment.whole.get(node.index)
+        return whole if whole is not None and self.src.flow[whole].shape == node.shape else None
+
+    def _open_src(self, index: int) -> Hashable:
+        return self._pattern(self.src, index) if self.src.flow[index].role is Role.WEIGHT else self._of_src(index)
+
+    def _open_dest(self, index: int) -> Hashable:
+        return self._pattern(self.dest, index) if self.dest.flow[index].role is Role.WEIGHT else self._of_dest(index)
+
+    def _pattern(self, side: Side, index: int) -> Hashable:
+        """How a weight-side value is made of stored weights, whichever these are."""
+        place = (side is self.src, index)
+        if place not in self._patterns:
+            node = side.flow[index]
+            if node.role is Role.CONSTANT:
+                return _content(side.run.value(index))
+            inner = ("weight", node.shape) if node.op == "weight" else self._key(node, lambda i: self._pattern(side, i))
+            self._patterns[place] = inner
+        return self._patterns[place]
+
+    # ------------------------------------------------------------------ values
+    def _with_value(self, value: Any) -> int | None:
+        """The first src node that has a value's numbers in its layout."""
+        if not isinstance(value, Tensor) or value.dtype != torch.float64 or not value.numel():
+            return None
+        if self._by_probe is None:
+            self._by_probe = self._probed()
+        keys, nodes = self._by_probe.get(tuple(value.shape), (None, []))
+        if keys is None:
+            return None
+        probe = _probe(value)
+        slack = 1e-9 * (abs(probe) + 1e-3)
+        low, high = torch.searchsorted(keys, torch.tensor([probe - slack, probe + slack], dtype=torch.float64)).tolist()
+        alike = sorted(nodes[low:high])
+        return next((i for i in alike if _is_same(self.src.run.value(i), value)), None)
+
+    def _probed(self) -> dict[tuple[int, ...], tuple[Tensor, list[int]]]:
+        found: dict[tuple[int, ...], list[tuple[float, int]]] = {}
+        for node in self.src.flow.nodes:
+            if node.role is Role.ACTIVATION and self._first[node.index] == node.index:
+                value = self.src.run.value(node.index)
+                if isinstance(value, Tensor) and value.dtype == torch.float64 and value.numel():
+                    found.setdefault(tuple(value.shape), []).append((_probe(value), node.index))
+        ordered = {shape: sorted(rows) for shape, rows in found.items()}
+        return {
+            shape: (torch.tensor([p for p, _ in rows], dtype=torch.float64), [i for _, i in rows])
+            for shape, rows in ordered.items()
+        }
+
+
+def _channels(flow: Flow, node: Node) -> tuple[int, Tensor, Tensor] | None:
+    """The output channels of a product with one matrix or of a convolution without groups, in order on both sides."""
+    if node.op not in ("matmul", "convolution") or len(node.shape) < 2:
+        return None
+    is_convolution = node.op == "convolution"
+    if node.args[8] != 1 if is_convolution else any(len(flow[i].shape) != 2 for i in _weights_of(flow, node)):
+        return None
+    is_first = not is_convolution and flow[node.operands[0]].role is Role.WEIGHT
+    order = torch.arange(node.shape[1 if is_convolution else -2 if is_first else -1])
+    return node.index, order, order
+
+
+def _weights_of(flow: Flow, node: Node) -> list[int]:
+    return [i for i in node.operands if flow[i].role is Role.WEIGHT]
+
+
+def _leaves_behind(flow: Flow, node: Node) -> list[int]:
+    """The stored weights that a node computes with, in the order of its arguments, as often as it does."""
+    found: list[int] = []
+    stack = _weights_of(flow, node)[::-1]
+    while stack:
+        index = stack.pop()
+        if flow[index].op == "weight":
+            found.append(index)
+        else:
+            stack.extend(reversed(_weights_of(flow, flow[index])))
+    return found
+
+
+def _frozen(value: Any, operand: Callable[[int], Hashable]) -> Any:
+    """Nested arguments as something that can be hashed, every Ref as what operand gives for it."""
+    if isinstance(value, Ref):
+        return ("ref", operand(value.index))
+    if isinstance(value, (tuple, list)):
+        return tuple([_frozen(item, operand) for item in value])
+    if isinstance(value, Mapping):
+        return tuple([(name, _frozen(item, operand)) for name, item in value.items()])
+    if isinstance(value, slice):
+        return ("slice", value.start, value.stop, value.step)
+    if isinstance(value, Tensor):
+        return _content(value)
+    return value
+
+
+def _content(value: Any) -> Hashable:
+    """What tells a constant from others: its numbers."""
+    if not isinstance(value, Tensor):
+        return value if isinstance(value, Hashable) else id(value)
+    flat = value.detach().reshape(-1)
+    if flat.is_complex() or flat.layout != torch.strided:
+        raise _Unlike
+    return ("constant", tuple(value.shape), str(value.dtype), hash(flat.contiguous().numpy().tobytes()))
+
+
+def _is_same_input(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.double(), b.double())
+
+
+def _probe(value: Tensor) -> float:
+    """One number of a tensor, not at its edge."""
+    place, index = int(0.618 * value.numel()), []
+    for size in reversed(value.shape):
+        index.append(place % size)
+        place //= size
+    return float(value[tuple(reversed(index))])
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+        return True
+    scale = float(a.abs().max())
+    return math.isfinite(scale) and float((a - b).abs().max()) <= _ROUNDING * scale
+
+
