@@ -19,10 +19,11 @@ from automap.capture import Capture, record
 from automap.capture import capture as recorded
 from automap.capture.refill import is_valueless
 from automap.capture.result import Method
+from automap.capture.stage import is_weightless
 from automap.collector import only_new_garbage
 from automap.depth import depth_finding
 from automap.diagnose import Diagnosis, diagnose
-from automap.errors import CaptureError, InputError, OutputError
+from automap.errors import AutomapError, CaptureError, InputError, OutputError
 from automap.findings import Finding
 from automap.inputs import Inputs, describe_call, short_size
 from automap.planning import Draft, draft_plan, without_arithmetic
@@ -67,7 +68,7 @@ def matched(
     with _other_shown(dest, dest_inputs):
         mine = _selected(_recorded(src, src_inputs, method, is_training), src_output, "src")
     with _other_shown(src, src_inputs):
-        theirs = _selected(_recorded(dest, dest_inputs, method, is_training), dest_output, "dest")
+        theirs = _selected(_sketched(dest, dest_inputs, method, is_training), dest_output, "dest")
     valueless = [name for capture, name in ((mine, "src"), (theirs, "dest")) if capture.mode == "fake"]
     given = None
     if mine.mode == "real":
@@ -149,6 +150,18 @@ def _recorded(model: nn.Module, inputs: Inputs, method: Method, is_training: boo
     from automap.explanation.training import comparable
 
     return comparable(record(model, inputs, is_training=True))
+
+
+def _sketched(model: nn.Module, inputs: Inputs, method: Method, is_training: bool) -> Capture:
+    """A capture of which the ops are wanted and not the values: these come from weights that are to be replaced."""
+    if method == "dispatch" and not is_training and not is_weightless(model.parameters()):
+        try:
+            found = record(model, inputs, is_sketched=True)
+        except AutomapError:  # an op refuses zeros
+            found = None
+        if found is not None and not found.is_data_dependent:
+            return found
+    return _recorded(model, inputs, method, is_training)
 
 
 def _same_numbers(src: Capture, dest: Capture) -> Capture:

@@ -85,7 +85,8 @@ class Counterparts:
             return None
         found = self._open.get(key, [])
         if len(found) > 1:  # told apart by what follows, as far as that is looked at
-            found = [i for i in found if self.src.labels[i] == self.dest.labels[index]]
+            label = self.dest.labels[index]
+            found = [i for i in found if self.src.labels[i] == label]
         if len(found) != 1:
             return None
         twin = self.src.flow[found[0]]
@@ -93,7 +94,7 @@ class Counterparts:
         if not claims:
             return None
         channels = _channels(self.src.flow, twin)
-        return Candidate(certain(*claims), (twin.index, "same"), self.src.labels[twin.index], 0.0, channels=channels)
+        return Candidate(certain(*claims), (twin.index, "same"), (), 0.0, channels=channels)
 
     def note(self, index: int, twin: int | None = None) -> None:
         """Keep the src node that has the same value as a dest node: the one given, else one with the same numbers."""
@@ -263,5 +264,3 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
         return True
     scale = float(a.abs().max())
     return math.isfinite(scale) and float((a - b).abs().max()) <= _ROUNDING * scale
-
-

@@ -51,6 +51,10 @@ class Run:
         self._known.pop(index, None)
         self._elsewhere[index] = run, other
 
+    def is_same(self, index: int, run: Run, other: int) -> bool:
+        """Whether a node's value was said to be that of a node of another run."""
+        return self._elsewhere.get(index) == (run, other)
+
     def forget(self, index: int) -> None:
         """Take a node's value back."""
         self._known.pop(index, None)

@@ -26,6 +26,7 @@ from automap.align.table import Lookup, Side, Slot, Source, weight_operands
 from automap.align.tables import (
     bias_candidates,
     element_candidates,
+    elements_on,
     lookup_candidates,
     neutral_candidate,
     slot_candidates,
@@ -120,7 +121,7 @@ class Search:
     def _take_same(self, index: int, only: Candidate) -> None:
         """Decide on all weights of a node at once."""
         key = (index, only.claims[0].dest_value, 0)
-        self.choices[key] = Choice(key, self.dest.labels[index], [only])
+        self.choices[key] = Choice(key, (), [only])
         self.decided.setdefault(index, set()).add(key)
         self.taken.setdefault(only.key, key)
         for claim in only.claims:
@@ -177,6 +178,11 @@ class Search:
             return []
         return [c for c in whole_bias(self.dest, self.src, form, self._products(form)) if self._accepts(c)]
 
+    def _met_there(self, form: ElementForm) -> list[Candidate]:
+        """What src applies to the very value that a table is applied to, where that is known."""
+        twin = self.counterparts.same.get(form.data) if self.counterparts is not None else None
+        return elements_on(self.dest, self.src, form, twin) if twin is not None else []
+
     def _products(self, form: ElementForm) -> list[Candidate]:
         """What was chosen for the products whose results a table meets."""
         data = form.data
@@ -225,7 +231,8 @@ class Search:
         return self._decide(index, weight, 0, self.dest.labels[index], found)
 
     def _resolve_element(self, form: ElementForm) -> Stop | None:
-        found = self._folded_bias(form) or self._whole_bias(form) or element_candidates(self.dest, self.src, form)
+        found = self._folded_bias(form) or self._whole_bias(form) or self._met_there(form)
+        found = found or element_candidates(self.dest, self.src, form)
         for term in () if found else addends(self.dest.flow, form):
             other = self._element(form.node, form.weight, term)
             found = found or (element_candidates(self.dest, self.src, other) if other is not None else [])
@@ -361,6 +368,11 @@ class Search:
         """The src output that equals a dest output, and how far off it is."""
         if index in self.poisoned:
             return None
+        same = next(
+            (path for path, other in self.src.flow.outputs if self.dest.run.is_same(index, self.src.run, other)), None
+        )
+        if same is not None:
+            return same, 0.0
         value = self.dest.run.value(index)
         found = []
         for path, other in self.src.flow.outputs:

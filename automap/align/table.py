@@ -296,6 +296,16 @@ class Source(Side):
             if form is not None:
                 found.append(form)
 
+    def elements_on(self, data: int, kind: str) -> list[ElementForm]:
+        """Return the tables of a kind that one value meets."""
+        readers = [self.flow[r] for r in self.flow.readers.get(data, ())]
+        found = [
+            element_form(self.flow, node, weight, self.run.value, self.essential(weight))
+            for node in readers
+            for weight in weight_operands(self.flow, node)
+        ]
+        return [form for form in found if form is not None and form.kind == kind]
+
     def meeting(self, form: ElementForm, tolerance: float) -> list[ElementForm]:
         """The src tables of a kind that meet a group of numbers which form meets as well."""
         if form.kind not in self.elements or not len(form.meets):

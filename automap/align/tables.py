@@ -20,29 +20,33 @@ from automap.canonical.rules.layout import MOVES
 
 def element_candidates(dest: Side, src: Source, form: ElementForm) -> list[Candidate]:
     """Return the src tables that meet the same groups of numbers, or none."""
-    label = dest.labels[form.node]
     for tolerance in (EXACT, CLOSE):
-        found = []
-        for other in src.meeting(form, tolerance):
-            places = _met(form, other, tolerance)
-            if places is not None:
-                claim = Claim(form.weight, form.places, other.weight, other.places[places])
-                likeness = similarity(label, src.labels[other.node])
-                found.append(
-                    Candidate(
-                        certain(claim),
-                        (other.node, "element"),
-                        src.labels[other.node],
-                        likeness,
-                        0.0 if tolerance == EXACT else tolerance,
-                    )
-                )
-        found = _summed(dest, src, form, tolerance) + found
+        found = _summed(dest, src, form, tolerance)
+        found += _meeting(dest, src, form, src.meeting(form, tolerance), tolerance)
         if not found:
             found = _composite(form, src, tolerance)
         if found:
             return found
     return _subset_elements(dest, src, form)
+
+
+def elements_on(dest: Side, src: Source, form: ElementForm, data: int) -> list[Candidate]:
+    """Return the tables that src applies to the value of node `data`, which is what form's table is applied to."""
+    return _meeting(dest, src, form, src.elements_on(data, form.kind), EXACT)
+
+
+def _meeting(
+    dest: Side, src: Source, form: ElementForm, others: list[ElementForm], tolerance: float
+) -> list[Candidate]:
+    """The candidates among src tables that meet the same numbers one by one."""
+    found = []
+    for other in others:
+        places = _met(form, other, tolerance)
+        if places is not None:
+            claim, label = Claim(form.weight, form.places, other.weight, other.places[places]), src.labels[other.node]
+            likeness, off = similarity(dest.labels[form.node], label), 0.0 if tolerance == EXACT else tolerance
+            found.append(Candidate(certain(claim), (other.node, "element"), label, likeness, off))
+    return found
 
 
 def _summed(dest: Side, src: Source, form: ElementForm, tolerance: float) -> list[Candidate]:

@@ -58,7 +58,9 @@ def _is_only_compared(node: fx.Node) -> bool:
 def _is_binary(value: Tensor) -> bool:
     """Whether a buffer holds zeros and ones, both of them and nothing else."""
     flat = value.detach().reshape(-1)
-    return flat.numel() > 1 and bool(((flat == 0) | (flat == 1)).all()) and bool((flat != flat[0]).any())
+    if flat.numel() < 2 or float(flat[0]) not in (0.0, 1.0):
+        return False
+    return bool(((flat == 0) | (flat == 1)).all()) and bool((flat != flat[0]).any())
 
 
 def _is_table(value: Tensor) -> bool:

@@ -172,8 +172,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.tape.read_by_python(tensor)
 
 
-def record(model: nn.Module, inputs: Inputs, *, mode: Mode = "real", is_training: bool = False) -> Capture:
+def record(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    mode: Mode = "real",
+    is_training: bool = False,
+    is_sketched: bool = False,
+) -> Capture:
     """Return the ATen calls of one forward of model in eval (or train) mode, as a functional graph.
+
+    Sketched, large products are recorded and not carried out: for a forward of which only the ops are wanted.
 
     Raises:
         InputError: model does not take the inputs.
@@ -186,7 +195,8 @@ def record(model: nn.Module, inputs: Inputs, *, mode: Mode = "real", is_training
 
     weights = weights_of(model)
     tensors = own_tensors(weights)
-    return record_call(model, inputs, call_model, weights=weights, tensors=tensors, mode=mode, is_training=is_training)
+    options: dict[str, Any] = {"mode": mode, "is_training": is_training, "is_sketched": is_sketched}
+    return record_call(model, inputs, call_model, weights=weights, tensors=tensors, **options)
 
 
 def own_tensors(weights: Iterable[Weight]) -> tuple[tuple[Weight, Tensor], ...]:
@@ -206,6 +216,7 @@ def record_call(
     name: str = "",
     prefix: str = "",
     is_training: bool = False,
+    is_sketched: bool = False,
 ) -> Capture:
     """Return what call computes with model, recorded.
 
@@ -215,13 +226,13 @@ def record_call(
     with ExitStack() as stack:
         originals = stack.enter_context(preserved(model, is_training=is_training))
         faked = stack.enter_context(fake_stage(model, inputs, tensors)) if mode == "fake" else None
-        stage = faked or real_stage(inputs, tensors)
+        stage = faked or real_stage(inputs, tensors, is_sketched=is_sketched)
         tape = Tape(stage.tensors, stage.value_of)
         tape.take(inputs, stage.inputs)
         output = _run(model, inputs, call, tape, stage)
         given = tensors_in(output)
         outputs = tuple((path, tape.node(tensor)) for path, tensor in given)
-        is_own = method == "dispatch" and mode == "real" and not is_training
+        is_own = method == "dispatch" and mode == "real" and not is_training and not is_sketched
         results = {path: tensor.detach().clone() for path, tensor in given if is_own}
         del output, given
     tape.graph.output(tuple(node for _, node in outputs))

@@ -1,5 +1,7 @@
 """What a forward runs on: the caller's values, copied, or fake tensors that have shapes and no memory.
 
+In between lies a sketch: real values, but for the results of large products, which are zeros.
+
 Comes in: a model in eval mode and its inputs. Goes out: a Stage, with inputs that the forward may spoil, the tensors
 that stand for the weights, and how each op is run. Under fake tensors, small values that depend on no weight are
 computed for real beside their fakes, so that masks and positions are known and Python may read them.
@@ -33,6 +35,7 @@ from automap.capture.structure import map_tensors
 from automap.capture.tape import hold
 from automap.inputs import Inputs
 
+aten = torch.ops.aten
 _LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
 _SHADOW_LIMIT = 100_000  # elements; larger values are not computed beside their fakes
 
@@ -53,9 +56,10 @@ def is_weightless(tensors: Iterable[Tensor]) -> bool:
     return any(isinstance(tensor, FakeTensor) or tensor.device.type == "meta" for tensor in tensors)
 
 
-def real_stage(inputs: Inputs, weights: Iterable[tuple[Weight, Tensor]]) -> Stage:
-    """Return a stage of real values."""
-    return Stage(_copied(inputs, _fresh), tuple(weights), nullcontext(), _run_plainly, _fresh)
+def real_stage(inputs: Inputs, weights: Iterable[tuple[Weight, Tensor]], *, is_sketched: bool = False) -> Stage:
+    """Return a stage of real values; sketched, large products are not carried out."""
+    run = _sketched if is_sketched else _run_plainly
+    return Stage(_copied(inputs, _fresh), tuple(weights), nullcontext(), run, _fresh)
 
 
 @contextmanager
@@ -132,7 +136,7 @@ def _fresh(tensor: Tensor) -> Tensor:
 
 def _run_plainly(func: Any, args: Any, kwargs: Any) -> Any:
     """An op as it is; a convolution by oneDNN, which is off so that recurrent layers fall apart into their steps."""
-    if func is not torch.ops.aten.convolution.default or not torch._C._has_mkldnn:
+    if func is not aten.convolution.default or not torch._C._has_mkldnn:
         return func(*args, **kwargs)
     before = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(True)
@@ -140,6 +144,37 @@ def _run_plainly(func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
     finally:
         torch._C._set_mkldnn_enabled(before)
+
+
+def _sketched(func: Any, args: Any, kwargs: Any) -> Any:
+    """An op as it is; of a large product only what it would look like, filled with zeros."""
+    work = _PRODUCTS.get(func)
+    if work is None or kwargs or work(args) < _LARGE:
+        return _run_plainly(func, args, kwargs)
+    found = func(*[_shape_only(arg) if isinstance(arg, Tensor) else arg for arg in args])
+    return torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device=args[0].device).zero_()
+
+
+def _shape_only(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _product_work(args: Any) -> int:
+    a, b = [arg for arg in args if isinstance(arg, Tensor)][-2:]
+    return int(a.numel() * b.shape[-1])
+
+
+def _convolution_work(args: Any) -> int:
+    data, weight = args[:2]
+    return int(data.numel() // max(data.shape[1], 1) * weight.numel())
+
+
+#: products, with how many multiplications one takes, and how many make it large
+_PRODUCTS: dict[Any, Callable[[Any], int]] = {
+    **dict.fromkeys((aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default), _product_work),
+    aten.convolution.default: _convolution_work,
+}
+_LARGE = 2_000_000
 
 
 def _faked(tensor: Tensor, mode: FakeTensorMode) -> Tensor:

@@ -16,23 +16,40 @@ from automap.canonical.flow import Flow, Role
 _GAIN = 1.2  # between what keeps the size of activations through a ReLU and what keeps it without one
 _PATTERN, _NOISE = 0.5, 0.866  # how much of the drawn numbers is the given ones brought to size, and how much not
 _LOW, _HIGH = 0.1, 1.0  # sizes of tables and shifts
+_POOL = 1_000_003  # numbers drawn at most; a prime, so that no row of a larger weight, and no weight, is another one
 
 
 def conditioned_weights(flow: Flow, seed: int, *, is_wide: bool = True) -> dict[int, Tensor]:
     """Return values for flow's weights, well-conditioned and no two alike: float64, or in their own dtypes."""
-    generator = torch.Generator().manual_seed(seed)
+    noise = _Noise(seed, sum(w.tensor.numel() for w in flow.weights.values()))
     return {
-        index: _drawn(flow, index, w.tensor.detach(), generator).to(torch.float64 if is_wide else w.tensor.dtype)
+        index: _drawn(flow, index, w.tensor.detach(), noise).to(torch.float64 if is_wide else w.tensor.dtype)
         for index, w in flow.weights.items()
     }
 
 
-def _drawn(flow: Flow, index: int, value: Tensor, generator: torch.Generator) -> Tensor:
+class _Noise:
+    """Normal numbers, read one weight after the other; drawing them is dear, so that large models read some again."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._pool = torch.randn(min(count, _POOL), generator=generator, dtype=torch.float32)
+        self._start = 0
+
+    def of_shape(self, shape: torch.Size) -> Tensor:
+        """Return the next numbers as a tensor of float32 that is the caller's."""
+        count, size, start = shape.numel(), len(self._pool), self._start
+        self._start = (start + count) % size
+        rounds = (start + count - 1) // size
+        return torch.cat([self._pool[start : start + count], *[self._pool] * rounds])[:count].view(shape)
+
+
+def _drawn(flow: Flow, index: int, value: Tensor, numbers: _Noise) -> Tensor:
     """Values for one weight, drawn in float32, which is as good as any."""
     if not value.numel():
         return value
     given, low, high = _finite(value)
-    noise = torch.randn(value.shape, generator=generator, dtype=torch.float32)
+    noise = numbers.of_shape(value.shape)
     sign = 1.0 if low >= 0 else -1.0 if high <= 0 else 0.0
     size = float(torch.linalg.vector_norm(given)) * given.numel() ** -0.5
     target = _size(flow, index, size, is_signed=sign == 0 or size == 0)
