@@ -1,8 +1,8 @@
 """Tells without numbers where dest does just what src does: the same op on the same values gives the same value.
 
-Both flow graphs are hashed node by node, dest's in terms of src's. A weight that is still open is taken for the one
-that src uses in the same op on the same values, if there is only one such. Where spellings differ, numbers decide, and
-from the first value that src has as well ops are compared again.
+Both flow graphs are hashed node by node, dest's in terms of src's; values that differ in shape alone are one. A weight
+that is still open is taken for the one that src uses in the same op on the same values, if there is only one such.
+Where spellings differ, numbers decide, and from the first value that src has as well ops are compared again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,22 @@ from torch import Tensor
 
 from automap.align.assignment import Assignment, Claim
 from automap.align.candidates import Candidate, certain
+from automap.align.forms import ElementForm
 from automap.align.table import Side, Source
 from automap.canonical.flow import Flow, Node, Ref, Role
 
 Key: TypeAlias = tuple[Hashable, ...]
 _COMMUTATIVE = {"add", "mul", "maximum", "minimum"}
+#: ops that leave all elements in their order
+_RESHAPING = {"reshape", "squeeze", "unsqueeze"}
+#: ops that do the same to every row, whatever the leading dims
+_ROW_BY_ROW = {"layer_norm", "rms_norm"}
+#: ops that compute each element of the result from the elements at the same place
+_ELEMENTWISE = {
+    "abs", "add", "clamp", "cos", "div", "elu", "erf", "exp", "expm1", "gelu", "hardsigmoid", "hardswish", "hardtanh",
+    "leaky_relu", "log", "log1p", "maximum", "minimum", "mish", "mul", "neg", "pow", "reciprocal", "relu", "relu6",
+    "rsqrt", "sigmoid", "silu", "sin", "softplus", "sqrt", "square", "sub", "tanh",
+}  # fmt: skip
 #: a value that is computed in another order of steps is off by so much of its largest number
 _ROUNDING = 1e-12
 
@@ -32,7 +43,10 @@ class _Unlike(Exception):
 
 @dataclass(slots=True)
 class Counterparts:
-    """For each dest node computed so far the src node that has the same value in the same layout, in `same`."""
+    """For each dest node computed so far the src node that has the same elements in the same order, in `same`.
+
+    Of several such src nodes it is the first one.
+    """
 
     src: Source
     dest: Side
@@ -42,7 +56,8 @@ class Counterparts:
     _first: dict[int, int] = field(default_factory=dict)
     _open: dict[Key, list[int]] = field(default_factory=dict)
     _patterns: dict[tuple[bool, int], Hashable] = field(default_factory=dict)
-    _by_probe: dict[tuple[int, ...], tuple[Tensor, list[int]]] | None = None
+    _by_probe: dict[int, tuple[Tensor, list[int]]] | None = None
+    _alike: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Hash src: what is computed twice there has the number of its first time."""
@@ -57,12 +72,12 @@ class Counterparts:
     def _numbered(self, node: Node) -> int:
         if node.function is None:
             return node.index
-        if node.op == "reshape" and node.shape == self.src.flow[node.operands[0]].shape:
+        if _is_reshaped(node):
             return self._first.get(node.operands[0], node.index)
         try:
-            found = self._exact.setdefault(self._key(node, self._of_src), node.index)
+            found = self._exact.setdefault(self._key(self.src, node, self._of_src), node.index)
             if found == node.index and node.role is Role.ACTIVATION and _weights_of(self.src.flow, node):
-                self._open.setdefault(self._key(node, self._open_src), []).append(node.index)
+                self._open.setdefault(self._key(self.src, node, self._open_src), []).append(node.index)
         except _Unlike:
             return node.index
         return found
@@ -71,19 +86,25 @@ class Counterparts:
     def repeated(self, index: int) -> int | None:
         """Return the src node that does the same as a dest node whose weights are decided, or None."""
         self.same.pop(index, None)
+        node = self.dest.flow[index]
+        if _is_reshaped(node):
+            return self.same.get(node.operands[0])
         try:
-            return self._exact.get(self._key(self.dest.flow[index], self._of_dest))
+            return self._exact.get(self._key(self.dest, node, self._of_dest))
         except _Unlike:
             return None
 
     def only_use(self, index: int) -> Candidate | None:
         """Return the candidate that a dest node with open weights does what a single src node does, or None."""
         node = self.dest.flow[index]
+        if all(self.dest.flow[i].role is not Role.ACTIVATION for i in node.operands):
+            return None  # what is met depends on nothing
         try:
-            key = self._key(node, self._open_dest)
+            key = self._key(self.dest, node, self._open_dest)
         except _Unlike:
             return None
-        found = self._open.get(key, [])
+        steps = self.dest.next_steps[index]
+        found = [i for i in self._open.get(key, []) if self.src.next_steps[i] == steps]
         if len(found) > 1:  # told apart by what follows, as far as that is looked at
             label = self.dest.labels[index]
             found = [i for i in found if self.src.labels[i] == label]
@@ -103,6 +124,16 @@ class Counterparts:
         if twin is not None:
             self.same[index] = twin
 
+    def tables_on(self, data: int, kind: str) -> list[ElementForm]:
+        """Return the tables of a kind that src applies to the value of a dest node."""
+        twin = self.same.get(data)
+        if twin is None:
+            return []
+        if not self._alike:
+            for index, first in self._first.items():
+                self._alike.setdefault(first, []).append(index)
+        return [form for index in self._alike[twin] for form in self.src.elements_on(index, kind)]
+
     def _claims(self, node: Node, twin: Node) -> list[Claim]:
         """That each open weight behind a dest node is the one at its place behind a src node; none if one is decided
         otherwise.
@@ -118,11 +149,14 @@ class Counterparts:
         return [Claim(a, None, b, None) for a, b in pairs.items() if a not in decided]
 
     # ------------------------------------------------------------------ keys
-    def _key(self, node: Node, operand: Callable[[int], Hashable]) -> Key:
+    def _key(self, side: Side, node: Node, operand: Callable[[int], Hashable]) -> Key:
+        flow = side.flow
+        data = [flow[i].shape for i in node.operands if flow[i].role is Role.ACTIVATION]
+        shapes = () if _is_shapeless(flow, node, data) else tuple(data)
         args = _frozen(node.args, operand)
         if node.op in _COMMUTATIVE and len(args) == 2 and not node.kwargs:
             args = tuple(sorted(args, key=hash))
-        return (node.op, node.function, args, _frozen(node.kwargs, operand))
+        return (node.op, node.function, shapes, args, _frozen(node.kwargs, operand))
 
     def _of_src(self, index: int) -> Hashable:
         if self.src.flow[index].role is Role.CONSTANT:
@@ -141,7 +175,7 @@ class Counterparts:
     def _weight(self, node: Node) -> int | None:
         """The src number of a weight-side dest value, where it is made of whole src weights in the same way."""
         if node.op != "weight":
-            return self._exact.get(self._key(node, self._of_dest))
+            return self._exact.get(self._key(self.dest, node, self._of_dest))
         whole = self.assignment.whole.get(node.index)
         return whole if whole is not None and self.src.flow[whole].shape == node.shape else None
 
@@ -158,38 +192,61 @@ class Counterparts:
             node = side.flow[index]
             if node.role is Role.CONSTANT:
                 return _content(side.run.value(index))
-            inner = ("weight", node.shape) if node.op == "weight" else self._key(node, lambda i: self._pattern(side, i))
+            is_stored = node.op == "weight"
+            inner = ("weight", node.shape) if is_stored else self._key(side, node, lambda i: self._pattern(side, i))
             self._patterns[place] = inner
         return self._patterns[place]
 
     # ------------------------------------------------------------------ values
     def _with_value(self, value: Any) -> int | None:
-        """The first src node that has a value's numbers in its layout."""
+        """The first src node that has a value's numbers in their order."""
         if not isinstance(value, Tensor) or value.dtype != torch.float64 or not value.numel():
+            return None
+        low, high = torch.aminmax(value)
+        if not bool(low < high):  # one number throughout, which many values are
             return None
         if self._by_probe is None:
             self._by_probe = self._probed()
-        keys, nodes = self._by_probe.get(tuple(value.shape), (None, []))
+        keys, nodes = self._by_probe.get(value.numel(), (None, []))
         if keys is None:
             return None
         probe = _probe(value)
         slack = 1e-9 * (abs(probe) + 1e-3)
-        low, high = torch.searchsorted(keys, torch.tensor([probe - slack, probe + slack], dtype=torch.float64)).tolist()
-        alike = sorted(nodes[low:high])
+        between = torch.tensor([probe - slack, probe + slack], dtype=torch.float64)
+        first, end = torch.searchsorted(keys, between).tolist()
+        alike = sorted(nodes[first:end])
         return next((i for i in alike if _is_same(self.src.run.value(i), value)), None)
 
-    def _probed(self) -> dict[tuple[int, ...], tuple[Tensor, list[int]]]:
-        found: dict[tuple[int, ...], list[tuple[float, int]]] = {}
+    def _probed(self) -> dict[int, tuple[Tensor, list[int]]]:
+        """One number of each src value, by how many it has."""
+        found: dict[int, list[tuple[float, int]]] = {}
         for node in self.src.flow.nodes:
             if node.role is Role.ACTIVATION and self._first[node.index] == node.index:
                 value = self.src.run.value(node.index)
                 if isinstance(value, Tensor) and value.dtype == torch.float64 and value.numel():
-                    found.setdefault(tuple(value.shape), []).append((_probe(value), node.index))
-        ordered = {shape: sorted(rows) for shape, rows in found.items()}
+                    found.setdefault(value.numel(), []).append((_probe(value), node.index))
+        ordered = {count: sorted(rows) for count, rows in found.items()}
         return {
-            shape: (torch.tensor([p for p, _ in rows], dtype=torch.float64), [i for _, i in rows])
-            for shape, rows in ordered.items()
+            count: (torch.tensor([p for p, _ in rows], dtype=torch.float64), [i for _, i in rows])
+            for count, rows in ordered.items()
         }
+
+
+def _is_reshaped(node: Node) -> bool:
+    """Whether data goes on in another shape, all of it in the same order."""
+    return node.role is Role.ACTIVATION and node.op in _RESHAPING
+
+
+def _is_shapeless(flow: Flow, node: Node, data: list[tuple[int, ...]]) -> bool:
+    """Whether an op does the same to its data in whatever shape they come, given that the elements are in order."""
+    if node.op in _ROW_BY_ROW:
+        return True
+    if node.op == "matmul":
+        return len(data) == 1 and len(data[0]) > 1 and len(flow[node.operands[1]].shape) == 2
+    if node.op not in _ELEMENTWISE or any(shape != node.shape for shape in data):
+        return False
+    others = [flow[i].shape for i in node.operands if flow[i].role is not Role.ACTIVATION]
+    return all(len(shape) < 2 and shape in ((), (1,), node.shape[-1:]) for shape in others)
 
 
 def _channels(flow: Flow, node: Node) -> tuple[int, Tensor, Tensor] | None:
@@ -260,7 +317,5 @@ def _probe(value: Tensor) -> float:
 
 
 def _is_same(a: Tensor, b: Tensor) -> bool:
-    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
-        return True
     scale = float(a.abs().max())
-    return math.isfinite(scale) and float((a - b).abs().max()) <= _ROUNDING * scale
+    return math.isfinite(scale) and float((a.reshape(b.shape) - b).abs().max()) <= _ROUNDING * scale

@@ -5,13 +5,15 @@ Labels only order the candidates that values leave open; they never decide.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TypeAlias
 
 from automap.canonical.flow import Flow, Node, Role
 from automap.canonical.rules.layout import MOVES
 
 DEPTH = 6
+#: how many ops are looked at to see that dest goes on as src does
+_STEPS = 3
 #: what follows a value, one entry for each depth
 Label: TypeAlias = tuple[Hashable, ...]
 _SILENT = (MOVES - {"cat", "stack"}) | {"cast"}
@@ -27,14 +29,18 @@ def _is_silent(flow: Flow, node: Node) -> bool:
     return len(activations) <= 1
 
 
-def _heard(flow: Flow) -> list[tuple[tuple[int, str], ...]]:
+def _is_layout(flow: Flow, node: Node) -> bool:
+    return node.op in _SILENT
+
+
+def _heard(flow: Flow, is_silent: Callable[[Flow, Node], bool]) -> list[tuple[tuple[int, str], ...]]:
     """For each node the ops that compute with it, with the operand's position, seen through silent ones."""
     heard: list[tuple[tuple[int, str], ...]] = [()] * len(flow)
     for index in range(len(flow) - 1, -1, -1):
         found: list[tuple[int, str]] = []
         for reader in flow.readers.get(index, ()):
             node = flow[reader]
-            if _is_silent(flow, node):
+            if is_silent(flow, node):
                 found.extend(heard[reader])
             else:
                 commutes = node.op in ("add", "mul")
@@ -46,11 +52,19 @@ def _heard(flow: Flow) -> list[tuple[tuple[int, str], ...]]:
 
 def labels(flow: Flow) -> list[Label]:
     """Return for each node one label per depth; equal labels mean equal use to that depth."""
-    heard = _heard(flow)
+    return _labelled(flow, _heard(flow, _is_silent), DEPTH)
+
+
+def next_steps(flow: Flow) -> list[Label]:
+    """Return for each node what the next ops do with it, those with weights and numbers as well."""
+    return _labelled(flow, _heard(flow, _is_layout), _STEPS)
+
+
+def _labelled(flow: Flow, heard: list[tuple[tuple[int, str], ...]], depth: int) -> list[Label]:
     current = [0] * len(flow)
     found: list[Label] = [()] * len(flow)
     outputs = {index for _, index in flow.outputs}
-    for _ in range(DEPTH):
+    for _ in range(depth):
         following = [0] * len(flow)
         for index in range(len(flow)):
             uses = tuple(sorted({(name, current[reader]) for reader, name in heard[index]}))

@@ -47,7 +47,7 @@ class Run:
         self._known[index] = value
 
     def set_same(self, index: int, run: Run, other: int) -> None:
-        """Let a node's value be that of a node of another run, looked up there when first asked for."""
+        """Let a node's elements be those of a node of another run, looked up there when first asked for."""
         self._known.pop(index, None)
         self._elsewhere[index] = run, other
 
@@ -73,7 +73,8 @@ class Run:
             return self.weights[index]
         if index in self._elsewhere:
             run, other = self._elsewhere[index]
-            return run.value(other)
+            found, shape = run.value(other), self.flow[index].shape
+            return found if run.flow[other].shape == shape else found.reshape(shape)
         if self._is_complete:
             self._catch_up(index)
         node = self.flow[index]

@@ -16,7 +16,7 @@ from automap.align.choices import Choice, Key, Outcome, Stop
 from automap.align.counterparts import Counterparts
 from automap.align.forms import ElementForm, LinearForm, addends, element_form
 from automap.align.labels import Label
-from automap.align.moments import CLOSE
+from automap.align.moments import CLOSE, EXACT
 from automap.align.outputs import relative_difference
 from automap.align.pins import Pin, fits_pins
 from automap.align.products import linear_candidates
@@ -26,7 +26,7 @@ from automap.align.table import Lookup, Side, Slot, Source, weight_operands
 from automap.align.tables import (
     bias_candidates,
     element_candidates,
-    elements_on,
+    elements_among,
     lookup_candidates,
     neutral_candidate,
     slot_candidates,
@@ -74,9 +74,13 @@ class Search:
             stop = self.process(node.index)
             if stop is not None and not keep_own(self, stop) and not (self.work < _WALK and mend(self, stop)):
                 self._give_up(stop)
+                if self.counterparts is not None:  # a walk that gets no further is begun anew without them
+                    return self._outcome([])
             elif stop is None:
                 settle_early(self, node.index)
-        matched = self._outputs(outputs)
+        return self._outcome(self._outputs(outputs))
+
+    def _outcome(self, matched: list[tuple[str, str, float]]) -> Outcome:
         return Outcome(
             self.assignment, self.choices, self.stops, self.partners, self.offs, self.poisoned, matched, self.trials
         )
@@ -180,8 +184,8 @@ class Search:
 
     def _met_there(self, form: ElementForm) -> list[Candidate]:
         """What src applies to the very value that a table is applied to, where that is known."""
-        twin = self.counterparts.same.get(form.data) if self.counterparts is not None else None
-        return elements_on(self.dest, self.src, form, twin) if twin is not None else []
+        tables = self.counterparts.tables_on(form.data, form.kind) if self.counterparts is not None else []
+        return elements_among(self.dest, self.src, form, tables, EXACT)
 
     def _products(self, form: ElementForm) -> list[Candidate]:
         """What was chosen for the products whose results a table meets."""

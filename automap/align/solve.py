@@ -166,18 +166,33 @@ def _valued(inputs: Mapping[_Key, Tensor]) -> dict[_Key, Tensor]:
 
 
 def _walk(source: Source, flow: Flow, pins: Sequence[str], is_algebraic: bool) -> tuple[Side, Outcome]:
-    blank = {i: torch.tensor(torch.nan, dtype=torch.float64).expand(w.tensor.shape) for i, w in flow.weights.items()}
+    """The walk over dest with what ops alone tell, and where that does not come to its end, by numbers throughout."""
+    is_read = source.flow.capture.is_data_dependent or flow.capture.is_data_dependent  # shapes may be others then
     with torch._C.DisableTorchFunction():
-        live = flow.ancestors([index for _, index in flow.outputs])
-        for is_structural in (True, False) if not pins else (False,):
-            side = Side(flow, blank)
-            assignment = Assignment(side, source)
-            counterparts = Counterparts(source, side, assignment) if is_structural else None
-            search = Search(source, side, assignment, parsed_pins(pins, source.flow, flow), is_algebraic, counterparts)
-            outcome = search.walk(live, flow.outputs)
-            if len(outcome.matched_outputs) == len(flow.outputs) and not outcome.stops:
-                break
-        return side, outcome
+        found = None if pins or is_read else _walked(source, flow, (), is_algebraic, is_structural=True)
+        if found is not None and _is_settled(flow, found[1]):
+            return found
+        return _walked(source, flow, pins, is_algebraic, is_structural=False)
+
+
+def _is_settled(flow: Flow, outcome: Outcome) -> bool:
+    """Whether a walk came to its end, and every weight behind an output is behind one that agrees."""
+    agreeing = {path for _, path, _ in outcome.matched_outputs}
+    seen = flow.ancestors([index for path, index in flow.outputs if path in agreeing])
+    others = flow.ancestors([index for path, index in flow.outputs if path not in agreeing])
+    return not outcome.stops and bool(agreeing) and (others - seen).isdisjoint(flow.weights)
+
+
+def _walked(
+    source: Source, flow: Flow, pins: Sequence[str], is_algebraic: bool, *, is_structural: bool
+) -> tuple[Side, Outcome]:
+    blank = {i: torch.tensor(torch.nan, dtype=torch.float64).expand(w.tensor.shape) for i, w in flow.weights.items()}
+    side = Side(flow, blank)
+    assignment = Assignment(side, source)
+    counterparts = Counterparts(source, side, assignment) if is_structural else None
+    search = Search(source, side, assignment, parsed_pins(pins, source.flow, flow), is_algebraic, counterparts)
+    live = flow.ancestors([index for _, index in flow.outputs])
+    return side, search.walk(live, flow.outputs)
 
 
 def _known(outcome: Outcome) -> int:

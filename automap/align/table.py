@@ -13,7 +13,7 @@ from torch import Tensor
 
 from automap.align.by_size import BySize
 from automap.align.forms import ElementForm, LinearForm, addends, convolution_form, element_form, matmul_form, unfolded
-from automap.align.labels import Label, labels
+from automap.align.labels import Label, labels, next_steps
 from automap.align.moments import clean, keys
 from automap.align.run import Run
 from automap.align.spread import is_broadcast, spread_values
@@ -77,6 +77,11 @@ class Side:
     def labels(self) -> list[Label]:
         """What happens to each node's value afterwards."""
         return labels(self.flow)
+
+    @cached_property
+    def next_steps(self) -> list[Label]:
+        """What the next few ops do with each node's value."""
+        return next_steps(self.flow)
 
     def traces(self, index: int) -> tuple[Trace, ...]:
         """Return the paths from stored weights to a weight-side node."""

@@ -22,7 +22,7 @@ def element_candidates(dest: Side, src: Source, form: ElementForm) -> list[Candi
     """Return the src tables that meet the same groups of numbers, or none."""
     for tolerance in (EXACT, CLOSE):
         found = _summed(dest, src, form, tolerance)
-        found += _meeting(dest, src, form, src.meeting(form, tolerance), tolerance)
+        found += elements_among(dest, src, form, src.meeting(form, tolerance), tolerance)
         if not found:
             found = _composite(form, src, tolerance)
         if found:
@@ -30,15 +30,10 @@ def element_candidates(dest: Side, src: Source, form: ElementForm) -> list[Candi
     return _subset_elements(dest, src, form)
 
 
-def elements_on(dest: Side, src: Source, form: ElementForm, data: int) -> list[Candidate]:
-    """Return the tables that src applies to the value of node `data`, which is what form's table is applied to."""
-    return _meeting(dest, src, form, src.elements_on(data, form.kind), EXACT)
-
-
-def _meeting(
+def elements_among(
     dest: Side, src: Source, form: ElementForm, others: list[ElementForm], tolerance: float
 ) -> list[Candidate]:
-    """The candidates among src tables that meet the same numbers one by one."""
+    """Return the candidates among src tables that meet the same groups of numbers one by one."""
     found = []
     for other in others:
         places = _met(form, other, tolerance)

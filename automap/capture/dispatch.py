@@ -32,6 +32,7 @@ from automap.inputs import Inputs
 
 aten = torch.ops.aten
 _READS_MEMORY = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
+_PLAIN = {int, bool, float, type(None), torch.dtype, torch.device, str}
 _SETS = {aten.set_.source_Tensor}
 Call = Callable[[Tape, Inputs], Any]
 
@@ -54,10 +55,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
-    def __init__(self, tape: Tape, run: Callable[[Any, Any, Any], Any]) -> None:
+    def __init__(self, tape: Tape, run: Callable[[Any, Any, Any], Any], originals: Originals) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
         self.run = run
+        self.originals = originals
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -70,6 +72,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.run(func, args, kwargs)
         if known.is_mutable:
             written = written_by(func, args, kwargs)
+            for tensor in written:
+                self.originals.save(tensor)
             if written:
                 return self._write(func, known, args, kwargs, written)
         nodes, words = self._nodes(args), self._nodes(kwargs) if kwargs else kwargs
@@ -82,6 +86,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _nodes(self, value: Any) -> Any:
         """Nested arguments with the node of every tensor in its place."""
+        if type(value) in _PLAIN:
+            return value
         if isinstance(value, Tensor):
             return self.tape.node(value)
         if isinstance(value, tuple):
@@ -224,12 +230,12 @@ def record_call(
     """
     started = time.perf_counter()
     with ExitStack() as stack:
-        originals = stack.enter_context(preserved(model, is_training=is_training))
+        originals = stack.enter_context(preserved(model, is_training=is_training, is_recorded=True))
         faked = stack.enter_context(fake_stage(model, inputs, tensors)) if mode == "fake" else None
         stage = faked or real_stage(inputs, tensors, is_sketched=is_sketched)
         tape = Tape(stage.tensors, stage.value_of)
         tape.take(inputs, stage.inputs)
-        output = _run(model, inputs, call, tape, stage)
+        output = _run(model, inputs, call, tape, stage, originals)
         given = tensors_in(output)
         outputs = tuple((path, tape.node(tensor)) for path, tensor in given)
         is_own = method == "dispatch" and mode == "real" and not is_training and not is_sketched
@@ -253,9 +259,9 @@ def record_call(
     )
 
 
-def _run(model: nn.Module, inputs: Inputs, call: Call, tape: Tape, stage: Stage) -> Any:
+def _run(model: nn.Module, inputs: Inputs, call: Call, tape: Tape, stage: Stage, originals: Originals) -> Any:
     try:
-        with stage.mode, _Reads(tape), _Recorder(tape, stage.run):
+        with stage.mode, _Reads(tape), _Recorder(tape, stage.run, originals):
             return call(tape, stage.inputs)
     except AutomapError:
         raise

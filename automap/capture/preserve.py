@@ -45,10 +45,11 @@ class Originals(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if isinstance(func, OpOverload) and facts(func).is_mutable:
             for tensor in written_by(func, args, kwargs):
-                self._save(tensor)
+                self.save(tensor)
         return func(*args, **kwargs)
 
-    def _save(self, tensor: Tensor) -> None:
+    def save(self, tensor: Tensor) -> None:
+        """Keep the content of a tensor's storage, if it is one of the model's: it is about to be written to."""
         key = storage_key(tensor)
         if key in self._names and key not in self._saved and tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
@@ -127,11 +128,13 @@ def _restore(taken: Snapshot, originals: Originals) -> None:
 
 
 @contextmanager
-def preserved(model: nn.Module, *, plain: bool = True, is_training: bool = False) -> Iterator[Originals]:
+def preserved(
+    model: nn.Module, *, plain: bool = True, is_training: bool = False, is_recorded: bool = False
+) -> Iterator[Originals]:
     """Put model in eval (or train) mode without derived caches, and afterwards restore everything a forward can touch.
 
     Yields what knows, afterwards, which of model's tensors the forward changed. With plain, fused kernels that hide
-    weights are off meanwhile.
+    weights are off meanwhile. With is_recorded, the caller sees every op and calls `save` before each write.
     """
     taken = snapshot(model)
     originals = Originals(taken.tensors)
@@ -141,8 +144,10 @@ def preserved(model: nn.Module, *, plain: bool = True, is_training: bool = False
         stack.enter_context(torch.no_grad())
         if plain:
             stack.enter_context(_plain_kernels())
-        stack.enter_context(originals)
-        _settle(model, is_training=is_training)
+        with originals:
+            _settle(model, is_training=is_training)
+        if not is_recorded:
+            stack.enter_context(originals)
         yield originals
 
 

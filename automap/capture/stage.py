@@ -148,31 +148,27 @@ def _run_plainly(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _sketched(func: Any, args: Any, kwargs: Any) -> Any:
     """An op as it is; of a large product only what it would look like, filled with zeros."""
-    work = _PRODUCTS.get(func)
-    if work is None or kwargs or work(args) < _LARGE:
+    factors = _FACTORS.get(func)
+    if factors is None or kwargs:
         return _run_plainly(func, args, kwargs)
+    left, right = args[factors[0]], args[factors[1]]
+    is_product = func is not aten.convolution.default
+    if left.numel() * (right.shape[-1] if is_product else right.numel() // max(left.shape[1], 1)) < _LARGE:
+        return _run_plainly(func, args, kwargs)
+    if is_product:
+        return left.new_zeros((*left.shape[:-1], right.shape[-1]))
     found = func(*[_shape_only(arg) if isinstance(arg, Tensor) else arg for arg in args])
-    return torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device=args[0].device).zero_()
+    return torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device=left.device).zero_()
 
 
 def _shape_only(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def _product_work(args: Any) -> int:
-    a, b = [arg for arg in args if isinstance(arg, Tensor)][-2:]
-    return int(a.numel() * b.shape[-1])
-
-
-def _convolution_work(args: Any) -> int:
-    data, weight = args[:2]
-    return int(data.numel() // max(data.shape[1], 1) * weight.numel())
-
-
-#: products, with how many multiplications one takes, and how many make it large
-_PRODUCTS: dict[Any, Callable[[Any], int]] = {
-    **dict.fromkeys((aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default), _product_work),
-    aten.convolution.default: _convolution_work,
+#: products and where their factors stand among the arguments; so many multiplications make one large
+_FACTORS: dict[Any, tuple[int, int]] = {
+    **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.convolution.default), (0, 1)),
+    **dict.fromkeys((aten.addmm.default, aten.baddbmm.default), (1, 2)),
 }
 _LARGE = 2_000_000
 

@@ -156,7 +156,6 @@ def crashing(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
 def test_a_crash_around_every_step_is_survived(
     src: str, tmp_path: Path, crashing: dict[str, float], name: str, is_replacing: bool
 ) -> None:
-    import shutil
 
     out, former = tmp_path / name, {"former": torch.randn(3)}
     options = {"overwrite": is_replacing, "max_shard_size": "120kB", "memory": "1GiB"}
