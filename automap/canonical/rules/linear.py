@@ -10,6 +10,7 @@ import torch
 from automap.canonical.flow import Ref, Role
 from automap.canonical.lower import Builder, aten, rule
 from automap.canonical.rules.casts import made_wide
+from automap.canonical.rules.joins import over_parts, spread_product
 
 
 def matmul(builder: Builder, left: Any, right: Any) -> Ref:
@@ -17,13 +18,27 @@ def matmul(builder: Builder, left: Any, right: Any) -> Ref:
     shape = (*builder.shape(left)[:-1], builder.shape(right)[-1])
     once = _unrepeated(builder, left) if builder.role(right) is Role.WEIGHT and len(shape) == 3 else None
     if once is None:
-        return builder.add("matmul", torch.matmul, left, right, shape=shape)
+        return _over_rows(builder, left, right)
     count, rows, columns = shape
     inner = builder.shape(right)[1]
     rows_first = _laid_out(builder, once, (), (rows, inner))
     weights = _laid_out(builder, right, (1, 0, 2), (inner, count * columns))
     product = builder.add("matmul", torch.matmul, rows_first, weights, shape=(rows, count * columns))
     return _laid_out(builder, _laid_out(builder, product, (), (rows, count, columns)), (1, 0, 2), ())
+
+
+def _over_rows(builder: Builder, left: Any, right: Any) -> Ref:
+    """`left @ right`, where left is joined of several along its columns as the sum of their products, if wanted."""
+
+    def product(rows: Any, weight: Any) -> Ref:
+        shape = (*builder.shape(rows)[:-1], builder.shape(weight)[-1])
+        return builder.add("matmul", torch.matmul, rows, weight, shape=shape)
+
+    def once(rows: Ref, weight: Ref) -> Ref:
+        return spread_product(builder, rows, weight, product)
+
+    parted = over_parts(builder, left, -1, right, 0, once) if len(builder.shape(right)) == 2 else None
+    return product(left, right) if parted is None else parted
 
 
 def _unrepeated(builder: Builder, value: Ref) -> Ref | None:
@@ -147,13 +162,24 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
     if _is_tiling(builder, data, weight, geometry):
         product = _tiles(builder, data, weight, shape)
     else:
-        product = builder.add("convolution", aten.convolution.default, data, weight, None, *geometry, shape=shape)
+        product = _convolution(builder, data, weight, geometry, shape)
     if bias is None:
         return product
     spatial = [1] * (len(shape) - 2)
     size = (-1, *spatial)
     column = builder.add("reshape", torch.reshape, bias, size, shape=(builder.shape(bias)[0], *spatial))
     return shift(builder, product, column)
+
+
+def _convolution(builder: Builder, data: Ref, weight: Any, geometry: list[Any], shape: tuple[int, ...]) -> Ref:
+    """A convolution, where its data is joined of several along the channels as the sum of theirs, if wanted."""
+
+    def product(channels: Ref, kernel: Any) -> Ref:
+        return builder.add("convolution", aten.convolution.default, channels, kernel, None, *geometry, shape=shape)
+
+    is_transposed, groups = geometry[3], geometry[5]
+    parted = over_parts(builder, data, 1, weight, 0 if is_transposed else 1, product) if groups == 1 else None
+    return product(data, weight) if parted is None else parted
 
 
 def _is_tiling(builder: Builder, data: Ref, weight: Any, geometry: list[Any]) -> bool:
