@@ -22,6 +22,7 @@ from automap.align.labels import similarity
 from automap.align.mixed import unmixed
 from automap.align.moments import CLOSE, EXACT, ROUNDED, bijection, clean, distance, row_order
 from automap.align.table import Side, Source
+from automap.align.thaw import thawed_order
 
 #: how well a cut of src's outputs speaks for a candidate
 _FIT = {"repeat": 0.0, "part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
@@ -307,11 +308,14 @@ def _piece_claim(
         and _has_shape(dest, form, src, unit.form)
     ):
         return (Claim(form.weight, None, unit.form.weight, None),)
+    idle, order, doubtful = (form.columns[group] == 0).all(1), unit.order, None
+    is_guess = int(idle.sum()) > 1 and not torch.equal(order, torch.arange(len(order)))
+    seen = thawed_order(dest, src, (form, group), (unit.form, unit.group)) if is_guess else None
+    seen = seen if seen is not None and torch.equal(seen[~idle], order[~idle]) else None
+    order = order if seen is None else seen
     target = form.places_at(group, piece.channels, torch.arange(form.sizes[2]))
-    source = unit.form.places_at(unit.group, channels, unit.order)
-    idle = (form.columns[group] == 0).all(1)
-    doubtful = None
-    if int(idle.sum()) > 1 and not torch.equal(unit.order, torch.arange(len(unit.order))):
+    source = unit.form.places_at(unit.group, channels, order)
+    if is_guess and seen is None:
         doubtful = idle.view(1, -1, 1).expand(target.shape).reshape(-1)
     return (Claim(form.weight, target.reshape(-1), unit.form.weight, source.reshape(-1), doubtful=doubtful),)
 
