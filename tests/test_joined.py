@@ -1,4 +1,4 @@
-"""A product of joined values against a sum of products, in loops too: found and proved, in both directions."""
+"""A product of joined values, or a convolution of each channel, against a sum of products, in loops too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import noise, randomized
-from models.nets import IMAGE, ROWS, WIDTH, Net, conv
+from models.nets import IMAGE, ROWS, WIDTH, Net, conv, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -116,11 +116,32 @@ def gru(make: str) -> nn.Module:
     return Net(forward, **gates, step=nn.Linear(WIDTH, 6), state=nn.Linear(6, 6), out=nn.Linear(6, 3))
 
 
+def causal(make: str) -> nn.Module:
+    """A convolution over the past of each channel, padded and cut, padded before, or as shifted values added up."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        steps = x.shape[1]
+        if make == "cut":
+            x = net.taps(x.mT)[..., :steps].mT
+        elif make == "padded":
+            x = net.taps(F.pad(x.mT, (2, 0))).mT
+        else:
+            x = sum(F.pad(x, (0, 0, 2 - tap, 0))[:, :steps] * net.taps[tap] for tap in range(3)) + net.shift
+        return net.out(F.silu(x))
+
+    if make == "loop":
+        return Net(forward, taps=table(3, WIDTH), shift=table(WIDTH), out=nn.Linear(WIDTH, 3))
+    taps = nn.Conv1d(WIDTH, WIDTH, 3, groups=WIDTH, padding=2 if make == "cut" else 0)
+    return Net(forward, taps=taps, out=nn.Linear(WIDTH, 3))
+
+
 BOTH_WAYS = [
     pytest.param(lambda: fused(True), lambda: fused(False), ROWS, id="streams"),
     pytest.param(lambda: skipped(True), lambda: skipped(False), IMAGE, id="skip"),
     pytest.param(lambda: skipped(True, ops=True), lambda: skipped(False, ops=True), IMAGE, id="norm-behind-the-join"),
     pytest.param(lambda: paired(True), lambda: paired(False), ROWS, id="pairs"),
+    pytest.param(lambda: causal("cut"), lambda: causal("loop"), ROWS, id="taps-of-what-is-cut"),
+    pytest.param(lambda: causal("padded"), lambda: causal("loop"), ROWS, id="taps-of-what-is-padded"),
     pytest.param(lambda: lstm("op"), lambda: lstm("fused"), noise(3, 4, WIDTH), id="lstm"),
     pytest.param(lambda: lstm("op"), lambda: lstm("apart"), noise(3, 4, WIDTH), id="lstm-gates-apart"),
     pytest.param(lambda: lstm("cell"), lambda: lstm("fused"), noise(3, 4, WIDTH), id="lstm-cell"),

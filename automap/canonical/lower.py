@@ -40,11 +40,13 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 class Builder:
     """Collects the nodes of a flow graph; `origin` is the recorded call being lowered.
 
-    With is_parted, products of joined values become sums of products.
+    With is_parted, products of joined values and convolutions of single channels become sums of products; `taps` are
+    the nodes of the latter.
     """
 
     def __init__(self, *, is_parted: bool = False) -> None:
         self.is_parted = is_parted
+        self.taps: set[int] = set()
         self.nodes: list[Node] = []
         self.weights: dict[int, Weight] = {}
         self.constants: dict[int, Tensor] = {}
@@ -123,7 +125,8 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
 def lower(capture: Capture, fixed: frozenset[str] = frozenset(), *, is_parted: bool = False) -> Flow:
     """Return the flow graph of what reaches a capture's outputs; the buffers named in fixed are constants.
 
-    With is_parted, products of values that are joined along their channels are sums of a product of each.
+    With is_parted, products of values that are joined along their channels are sums of a product of each, and
+    convolutions of each channel alone sums over their taps.
     """
     from automap.canonical import rules
 

@@ -11,6 +11,7 @@ from automap.canonical.flow import Ref, Role
 from automap.canonical.lower import Builder, aten, rule
 from automap.canonical.rules.casts import made_wide
 from automap.canonical.rules.joins import over_parts, spread_product
+from automap.canonical.rules.taps import over_taps
 
 
 def matmul(builder: Builder, left: Any, right: Any) -> Ref:
@@ -172,12 +173,15 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
 
 
 def _convolution(builder: Builder, data: Ref, weight: Any, geometry: list[Any], shape: tuple[int, ...]) -> Ref:
-    """A convolution, where its data is joined of several along the channels as the sum of theirs, if wanted."""
+    """A convolution; if wanted, as a sum: over what its data is joined from, or over its taps."""
 
     def product(channels: Ref, kernel: Any) -> Ref:
         return builder.add("convolution", aten.convolution.default, channels, kernel, None, *geometry, shape=shape)
 
     is_transposed, groups = geometry[3], geometry[5]
+    tapped = over_taps(builder, data, weight, geometry, shape)
+    if tapped is not None:
+        return tapped
     parted = over_parts(builder, data, 1, weight, 0 if is_transposed else 1, product) if groups == 1 else None
     return product(data, weight) if parted is None else parted
 
