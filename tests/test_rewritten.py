@@ -161,6 +161,26 @@ def experts(is_packed: bool) -> nn.Module:
     return Net(forward, **parts)
 
 
+def experts_on_all(is_packed: bool) -> nn.Module:
+    """The same experts, each computed for every row and weighted with zero where it is not chosen."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        rows = x.flatten(0, 1)
+        weights, chosen = net.router(rows).softmax(-1).topk(2, -1)
+        shares = torch.zeros(len(rows), 4, dtype=x.dtype).scatter(1, chosen, weights)
+        if is_packed:
+            gate, up = torch.einsum("td,ehd->eth", rows, net.wide).chunk(2, -1)
+            each = torch.einsum("eth,edh->etd", F.silu(gate) * up, net.back)
+            return x + (each * shares.T[..., None]).sum(0).view_as(x)
+        modules = zip(net.gate, net.up, net.back, strict=True)
+        each = [back(F.silu(gate(rows)) * up(rows)) for gate, up, back in modules]
+        return x + sum(part * shares[:, n, None] for n, part in enumerate(each)).view_as(x)
+
+    parts = experts(is_packed)
+    return Net(forward, **dict(parts.named_children()), **dict(parts.named_parameters(recurse=False)))
+
+
 def branched(biases: str) -> nn.Module:
     """A residual with two branches beside each other, `biases` of which have one."""
 
@@ -237,6 +257,9 @@ BOTH_WAYS = [
     pytest.param(lambda: pooled(True), lambda: pooled(False), IMAGE, id="mean-before-the-head"),
     pytest.param(lambda: neighbours(True), lambda: neighbours(False), ROWS, id="neighbours-before-the-projection"),
     pytest.param(lambda: experts(True), lambda: experts(False), noise(5, 9, WIDTH), id="packed-experts"),
+    pytest.param(lambda: experts(True), lambda: experts_on_all(False), noise(5, 9, WIDTH), id="experts-on-all-rows"),
+    pytest.param(lambda: experts(False), lambda: experts_on_all(True), noise(5, 9, WIDTH), id="experts-at-once"),
+    pytest.param(lambda: experts(True), lambda: experts_on_all(True), noise(5, 9, WIDTH), id="packed-experts-at-once"),
     pytest.param(lambda: recurrent(slice(None)), gates_apart, ROWS, id="gates-as-projections"),
     pytest.param(lambda: stacked(False), lambda: stacked(True), ROWS, id="cells-of-two-layers"),
     pytest.param(lambda: gates("xh"), lambda: gates("x"), ROWS, id="one-bias-of-two-in-a-loop"),
