@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def paired(is_joined: bool) -> nn.Module:
     return Net(forward, **parts, left=nn.Linear(8, 1, bias=False), right=nn.Linear(8, 1, bias=False))
 
 
-def lstm(make: str) -> nn.Module:
+def lstm(make: str, shown: Callable[[Tensor], Tensor] = torch.tanh) -> nn.Module:
     """The last state of an LSTM: the op, a cell, or a loop over gates of state and step joined, fused or not."""
 
     def forward(net: Any, x: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ def lstm(make: str) -> nn.Module:
             joined = torch.cat([h, step], -1)
             f, i, o, g = net.rnn(joined).chunk(4, -1) if make == "fused" else (gate(joined) for gate in net.rnn)
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
+            h = o.sigmoid() * shown(c)
         return net.out(h)
 
     rnn = {
@@ -166,3 +167,10 @@ def test_a_difference_in_one_part_of_a_join_is_named() -> None:
     found = automap.match(src, dest, IMAGE)
     assert found.verdict != "complete"
     assert found.findings[0].message == "convolution padding (1, 1) in src, (2, 2) in dest"
+
+
+def test_a_difference_inside_a_loop_is_named_and_not_its_spelling() -> None:
+    src, dest = randomized(lstm("op"), 1), randomized(lstm("fused", shown=lambda state: state), 2)
+    found = automap.match(src, dest, noise(3, 4, WIDTH))
+    assert found.verdict != "complete"
+    assert found.findings[0].message.startswith("src applies `tanh` in rnn")

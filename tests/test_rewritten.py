@@ -285,6 +285,13 @@ def test_an_lstm_op_becomes_a_loop_with_one_bias_or_two(biases: str) -> None:
     found(recurrent(), gates(biases), ROWS)
 
 
+def test_experts_that_get_no_row_are_refused() -> None:
+    """One row leaves two experts without any: computed for it all the same in src, and routed in dest."""
+    src, dest = randomized(experts_on_all(False), 1), randomized(experts(False), 2)
+    with pytest.raises(automap.MismatchError):
+        automap.transfer(src, dest, noise(1, 1, WIDTH))
+
+
 def test_bags_reduced_otherwise_are_refused() -> None:
     src, dest = randomized(bagged("sum", True), 1), randomized(bagged("mean", False), 2)
     assert automap.match(src, dest, ids(6, 5)).verdict != "complete"

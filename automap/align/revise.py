@@ -113,12 +113,20 @@ def settle_early(search: Search, index: int) -> None:
         return
     stop = Stop(index, "unheld")
     if not _is_of_one_head(search, index):  # a first step from zeros bears out nothing for good
-        if _is_fed_back(search, index) and not search.src.holds(search.dest.run.value(index)):
-            repair(search, stop)
+        _settle_loop(search, stop)
         return
     keys = [k for k in _open_keys(search, stop) if "run" in search.choices[k].taken.key]
     if len(keys) > 0 and (search.src.holds(search.dest.run.value(index)) or repair(search, stop)):
         search.confirm(index, 0.0)
+
+
+def _settle_loop(search: Search, stop: Stop) -> None:
+    """See that src holds the state that a loop goes on with; what cannot be mended once is not tried at each step."""
+    keys = frozenset(_open_keys(search, stop))
+    if not keys or keys in search.lost or not _is_fed_back(search, stop.node):
+        return
+    if not search.src.holds(search.dest.run.value(stop.node)) and not repair(search, stop):
+        search.lost.add(keys)
 
 
 def _is_fed_back(search: Search, index: int) -> bool:

@@ -61,6 +61,7 @@ class Search:
     feeding: dict[int, set[Key]] = field(default_factory=dict)
     decided: dict[int, set[Key]] = field(default_factory=dict)
     offered: dict[Key, Candidate] = field(default_factory=dict)
+    lost: set[frozenset[Key]] = field(default_factory=set)
     trials: int = 0
     work: int = 0
 
