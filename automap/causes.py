@@ -85,9 +85,12 @@ def _is_split_otherwise(mine: Node, theirs: Node) -> bool:
 
 
 def _shapes(solution: Solution, mine: Node, theirs: Node) -> list[Cause]:
-    """Two products of different size with equal operands, unless all that is made of the value is of one size."""
+    """Two products of different size with equal operands, unless all that is made of the value is of one size.
+
+    With as many columns each, one side has more rows at once: all steps of a loop, rows that no expert gets.
+    """
     widths = _widths(solution, mine, theirs)
-    if widths is not None and widths[0] == widths[1]:
+    if widths is not None and (widths[0] == widths[1] or mine.shape[-1] == theirs.shape[-1]):
         return []
     other = same_width_elsewhere(solution, mine, theirs)
     if other is not None:

@@ -78,7 +78,8 @@ def _cut_findings(solution: Solution) -> list[Finding]:
     found = []
     runs = [(_src_node(c.taken), c.taken.key) for c in choices if "run" in c.taken.key]
     for node in sorted({node for node, _ in runs}):
-        offered = {k.key for c in choices for k in c.candidates if "run" in k.key and _src_node(k) == node}
+        cut = [c for c in choices if "run" in c.taken.key and _src_node(c.taken) == node]
+        offered = {k.key for c in cut for k in c.candidates if "run" in k.key and _src_node(k) == node}
         if offered != {key for other, key in runs if other == node}:
             site = site_of(src, node)
             text = f"dest takes only some outputs of `{site.name}` ({site.kind}): another number of classes or of heads"

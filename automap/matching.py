@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -85,14 +85,37 @@ def matched(
             return Matched(found[0], narrow, models, found[1])
     if valueless:
         raise _without_values(valueless[0], mine if valueless[0] == "src" else theirs)
-    options: dict[str, Any] = {"seed": seed, "pins": pins, "is_algebraic": is_algebraic, "flows": flows}
-    solution = solve(mine, theirs, dest, dest_inputs, **options)
-    draft = _drafted(solution, algebra=algebra)
+
+    def solved(flows: Flows) -> Solved:
+        options: dict[str, Any] = {"seed": seed, "pins": pins, "is_algebraic": is_algebraic, "flows": flows}
+        solution = solve(mine, theirs, dest, dest_inputs, **options)
+        draft = _drafted(solution, algebra=algebra)
+        return solution, draft, diagnose(solution, draft, pins)
+
+    solution, draft, diagnosis = _solved_either_way(mine, theirs, flows, solved)
     case = Case.of(solution, draft.plan, compared_outputs(solution))
-    diagnosis = diagnose(solution, draft, pins)
     if "hooks" in (mine.method, theirs.method):
         draft, diagnosis = _held_to_models(case, draft, diagnosis, replace(models, given=None, eps=0.0), seed)
     return Matched(_match(solution, draft, diagnosis, ends), solution, models, case)
+
+
+#: what a walk found, the plan drafted from it, and what these amount to
+Solved: TypeAlias = tuple[Solution, Draft, Diagnosis]
+
+
+def _solved_either_way(src: Capture, dest: Capture, flows: Flows, solved: Callable[[Flows], Solved]) -> Solved:
+    """What a walk finds; where that is no whole map and one side joins what the other adds up, what one over the parts
+    does if it gets further.
+    """
+    found = solved(flows)
+    if found[2].verdict == "complete" or "hooks" in (src.method, dest.method):
+        return found
+    parted = Flows.of(src, dest, is_parted=True)
+    if len(parted.src) - len(flows.src) == len(parted.dest) - len(flows.dest):
+        return found
+    again = solved(parted)
+    is_further = len(again[1].missing) < len(found[1].missing)
+    return again if again[2].verdict == "complete" or is_further else found
 
 
 #: both models, when the match began, how long recording them took

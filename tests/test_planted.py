@@ -172,10 +172,22 @@ def test_an_attention_scale_is_made_up_for_by_weights_and_explained(scale: float
 
 
 def test_units_in_doubt_are_named_with_the_other_maps() -> None:
-    src, dest = Net(has_gate=False), Net(has_gate=False, shuffle=2)
+    def cut(x: Tensor) -> Tensor:
+        return x * (x > 0)
+
+    src, dest = Net(has_gate=False, act=cut), Net(has_gate=False, shuffle=2, act=cut)
     found = automap.match(randomized(src, 1), randomized(dest, 2), noise(2, 3, 32, 32))
     assert found.verdict == "ambiguous"
     assert "columns 4, 7 of it may change places: 2 maps, (4, 7), (7, 4)" in found.findings[0].notes
+
+
+def test_units_that_a_relu_keeps_at_zero_are_no_doubt() -> None:
+    src, dest = randomized(Net(has_gate=False), 1), randomized(Net(has_gate=False, shuffle=2), 2)
+    found = automap.match(src, dest, noise(2, 3, 32, 32))
+    assert found.verdict == "complete"
+    dest.load_state_dict(found.plan.apply(src.state_dict()), strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(dest(noise(5, 3, 32, 32, seed=9)), src(noise(5, 3, 32, 32, seed=9)))
 
 
 def test_a_limit_that_no_value_reaches_is_warned_of() -> None:

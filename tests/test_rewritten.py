@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import noise, randomized
+from models import ids, noise, randomized
 from test_folding import IMAGE, ROWS, WIDTH, Net, conv, table
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -161,6 +161,26 @@ def experts(is_packed: bool) -> nn.Module:
     return Net(forward, **parts)
 
 
+def experts_on_all(is_packed: bool) -> nn.Module:
+    """The same experts, each computed for every row and weighted with zero where it is not chosen."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        rows = x.flatten(0, 1)
+        weights, chosen = net.router(rows).softmax(-1).topk(2, -1)
+        shares = torch.zeros(len(rows), 4, dtype=x.dtype).scatter(1, chosen, weights)
+        if is_packed:
+            gate, up = torch.einsum("td,ehd->eth", rows, net.wide).chunk(2, -1)
+            each = torch.einsum("eth,edh->etd", F.silu(gate) * up, net.back)
+            return x + (each * shares.T[..., None]).sum(0).view_as(x)
+        modules = zip(net.gate, net.up, net.back, strict=True)
+        each = [back(F.silu(gate(rows)) * up(rows)) for gate, up, back in modules]
+        return x + sum(part * shares[:, n, None] for n, part in enumerate(each)).view_as(x)
+
+    parts = experts(is_packed)
+    return Net(forward, **dict(parts.named_children()), **dict(parts.named_parameters(recurse=False)))
+
+
 def branched(biases: str) -> nn.Module:
     """A residual with two branches beside each other, `biases` of which have one."""
 
@@ -194,6 +214,34 @@ def neighbours(is_summed_first: bool) -> nn.Module:
     return Net(forward, first=nn.Linear(WIDTH, 8, bias=False), second=nn.Linear(8, 3, bias=False))
 
 
+def bagged(mode: str, is_bag: bool) -> nn.Module:
+    """Rows of a table, reduced by a bag or by hand."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        rows = net.rows(x)
+        return net.out(rows if is_bag else {"mean": rows.mean, "sum": rows.sum, "max": rows.amax}[mode](1))
+
+    rows = nn.EmbeddingBag(20, 6, mode=mode) if is_bag else nn.Embedding(20, 6)
+    return Net(forward, rows=rows, out=nn.Linear(6, 3))
+
+
+def offset_bags() -> nn.Module:
+    """Bags of several sizes, told by where each begins."""
+    starts = torch.tensor([0, 2, 7])
+    return Net(lambda net, x: net.out(net.rows(x.flatten(), starts)), rows=nn.EmbeddingBag(20, 6), out=nn.Linear(6, 3))
+
+
+def bilinear(is_module: bool) -> nn.Module:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.stem(x).tanh()
+        return net.pair(x, y) if is_module else torch.einsum("bti,oij,btj->bto", x, net.pair, y) + net.shift
+
+    stem = nn.Linear(WIDTH, 6)
+    if is_module:
+        return Net(forward, stem=stem, pair=nn.Bilinear(WIDTH, 6, 5))
+    return Net(forward, stem=stem, pair=table(5, WIDTH, 6), shift=table(5))
+
+
 def found(src: nn.Module, dest: nn.Module, sample: Tensor) -> None:
     """Find the map, and see it hold on the models."""
     done = automap.transfer(randomized(src, 1), randomized(dest, 2), sample)
@@ -209,9 +257,17 @@ BOTH_WAYS = [
     pytest.param(lambda: pooled(True), lambda: pooled(False), IMAGE, id="mean-before-the-head"),
     pytest.param(lambda: neighbours(True), lambda: neighbours(False), ROWS, id="neighbours-before-the-projection"),
     pytest.param(lambda: experts(True), lambda: experts(False), noise(5, 9, WIDTH), id="packed-experts"),
+    pytest.param(lambda: experts(True), lambda: experts_on_all(False), noise(5, 9, WIDTH), id="experts-on-all-rows"),
+    pytest.param(lambda: experts(False), lambda: experts_on_all(True), noise(5, 9, WIDTH), id="experts-at-once"),
+    pytest.param(lambda: experts(True), lambda: experts_on_all(True), noise(5, 9, WIDTH), id="packed-experts-at-once"),
     pytest.param(lambda: recurrent(slice(None)), gates_apart, ROWS, id="gates-as-projections"),
     pytest.param(lambda: stacked(False), lambda: stacked(True), ROWS, id="cells-of-two-layers"),
     pytest.param(lambda: gates("xh"), lambda: gates("x"), ROWS, id="one-bias-of-two-in-a-loop"),
+    pytest.param(lambda: bagged("mean", True), lambda: bagged("mean", False), ids(6, 5), id="bags-averaged"),
+    pytest.param(lambda: bagged("sum", True), lambda: bagged("sum", False), ids(6, 5), id="bags-summed"),
+    pytest.param(lambda: bagged("max", True), lambda: bagged("max", False), ids(6, 5), id="bags-of-the-largest"),
+    pytest.param(offset_bags, offset_bags, ids(6, 5), id="bags-of-several-sizes"),
+    pytest.param(lambda: bilinear(True), lambda: bilinear(False), ROWS, id="bilinear"),
     pytest.param(lambda: branched("ab"), lambda: branched("b"), ROWS, id="one-bias-of-two-branches"),
     pytest.param(lambda: rotated(0.5, False), lambda: rotated(0.7, True), ROWS, id="scores-scaled-behind-a-rotation"),
 ]
@@ -227,6 +283,18 @@ def test_another_spelling_is_found_and_proved(make_src: Any, make_dest: Any, sam
 @pytest.mark.parametrize("biases", ["x", "h", "xh"])
 def test_an_lstm_op_becomes_a_loop_with_one_bias_or_two(biases: str) -> None:
     found(recurrent(), gates(biases), ROWS)
+
+
+def test_experts_that_get_no_row_are_refused() -> None:
+    """One row leaves two experts without any: computed for it all the same in src, and routed in dest."""
+    src, dest = randomized(experts_on_all(False), 1), randomized(experts(False), 2)
+    with pytest.raises(automap.MismatchError):
+        automap.transfer(src, dest, noise(1, 1, WIDTH))
+
+
+def test_bags_reduced_otherwise_are_refused() -> None:
+    src, dest = randomized(bagged("sum", True), 1), randomized(bagged("mean", False), 2)
+    assert automap.match(src, dest, ids(6, 5)).verdict != "complete"
 
 
 def test_a_bias_of_images_is_spread_over_the_channels_that_are_shuffled() -> None:

@@ -134,7 +134,7 @@ _TRIED = 8
 
 def row_order(few: Tensor, rows: Tensor) -> Tensor | None:
     """Return p such that for every row of few (of those tried) `row[i]` is `r[p[i]]` for one r of rows, or None."""
-    if rows.numel() > 20_000_000:
+    if rows.numel() > 20_000_000 or not len(few):
         return None
     row = few[0]
     place, theirs = torch.argsort(row), rows.sort(1)

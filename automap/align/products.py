@@ -6,7 +6,7 @@ Columns give the order of input channels, what reads the outputs gives their par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from automap.align.labels import similarity
 from automap.align.mixed import unmixed
 from automap.align.moments import CLOSE, EXACT, ROUNDED, bijection, clean, distance, row_order
 from automap.align.table import Side, Source
+from automap.align.thaw import thawed_order
 
 #: how well a cut of src's outputs speaks for a candidate
 _FIT = {"repeat": 0.0, "part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
@@ -38,7 +39,11 @@ class _Unit:
 
 
 def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
-    """Return the pieces of a dest use with their candidates; empty where nothing in src meets the same columns."""
+    """Return the pieces of a dest use with their candidates; empty where nothing in src meets the same columns.
+
+    Candidates that are too few, a narrower use of src that would be taken several times, are the last resort.
+    """
+    short: list[tuple[Piece, list[Candidate]]] = []
     for tolerance in (EXACT, ROUNDED, CLOSE):
         for mine, theirs in _readings(dest, src, form, tolerance):
             if mine.groups > 1:
@@ -50,13 +55,19 @@ def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[P
             if all(units):
                 units[0] += _of_all_steps(dest, src, mine, units[0])
                 found = _pieces(dest, src, mine, units)
-                if found:
+                if found and not _is_short(found):
                     return found
-    if form.kind == "matmul" and form.groups == 1:
-        fewer = _with_other_rows(dest, src, form)
-        found = _pieces(dest, src, form, [fewer]) if fewer else []
-        return found or _unmixed(dest, src, form)
-    return []
+                short = short or found
+    if form.kind == "matmul":
+        fewer = [_with_other_rows(dest, src, form, group) for group in range(form.groups)]
+        found = _pieces(dest, src, form, fewer) if all(fewer) else []
+        return found or short or (_unmixed(dest, src, form) if form.groups == 1 else [])
+    return short
+
+
+def _is_short(found: list[tuple[Piece, list[Candidate]]]) -> bool:
+    """Whether there are fewer candidates than pieces, so that some would be taken twice."""
+    return len({c.key for _, options in found for c in options}) < len(found)
 
 
 def _unmixed(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
@@ -70,9 +81,9 @@ def _unmixed(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, lis
     return []
 
 
-def _with_other_rows(dest: Side, src: Source, form: LinearForm) -> list[_Unit]:
+def _with_other_rows(dest: Side, src: Source, form: LinearForm, group: int = 0) -> list[_Unit]:
     products = [f for f in src.linear if f.kind == "matmul"]
-    found = _subset_units(form, _rows(dest, form), products, lambda other: _rows(src, other))
+    found = _subset_units(src, form, _rows(dest, form, group), products)
     return [unit for unit in found if unit.form.count > form.count or _is_complete(src, unit, found)]
 
 
@@ -98,14 +109,14 @@ def _with_effective(src: Source, form: LinearForm, group: int, units: list[_Unit
     return summed + units + chained
 
 
-def _rows(side: Side, form: LinearForm) -> Tensor:
-    """What meets a product's weight, as `(positions, in)`."""
+def _rows(side: Side, form: LinearForm, group: int) -> Tensor:
+    """What meets one matrix of a product's weight, as `(positions, in)`."""
     node, x = side.flow[form.node], clean(side.run.value(form.data))
     if node.op == "convolution":
         return x.movedim(1, -1).reshape(-1, x.shape[1])
     if node.operands[0] == form.weight and x.dim() > 1:
         x = x.transpose(-1, -2)
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(form.groups, -1, x.shape[-1])[group]
 
 
 def _readings(
@@ -195,19 +206,18 @@ def _group_order(mine: Tensor, theirs: Tensor, tolerance: float) -> Tensor | Non
     return matched[0] if off <= tolerance else None
 
 
-def _subset_units(
-    form: LinearForm, rows: Tensor, forms: list[LinearForm], rows_of: Callable[[LinearForm], Tensor]
-) -> list[_Unit]:
+def _subset_units(src: Source, form: LinearForm, rows: Tensor, forms: list[LinearForm]) -> list[_Unit]:
     """Units that meet the same rows of numbers in other positions: one side works on fewer of them."""
     found = []
     for other in forms:
-        if other.groups != 1 or other.columns.shape != form.columns.shape or other.count == form.count:
+        if other.columns.shape[1:] != form.columns.shape[1:] or other.count == form.count:
             continue
-        theirs = rows_of(other)
-        few, many = (rows, theirs) if len(rows) < len(theirs) else (theirs, rows)
-        order = row_order(few, many)
-        if order is not None:
-            found.append(_Unit(other, 0, order if few is rows else torch.argsort(order), 0.0))
+        for group in range(other.groups):
+            theirs = _rows(src, other, group)
+            few, many = (rows, theirs) if len(rows) < len(theirs) else (theirs, rows)
+            order = row_order(few, many)
+            if order is not None:
+                found.append(_Unit(other, group, order if few is rows else torch.argsort(order), 0.0))
     return found
 
 
@@ -230,15 +240,15 @@ def _unit(columns: Tensor, other: LinearForm, groups: Iterable[int], tolerance: 
 
 
 def _pieces(dest: Side, src: Source, form: LinearForm, units: list[list[_Unit]]) -> list[tuple[Piece, list[Candidate]]]:
-    for mine in _partings(dest, form, units):
+    for mine in _partings(dest, src, form, units):
         found = [(piece, _options(dest, src, form, piece, units)) for piece in mine]
         if all(options for _, options in found):
             return found
     return []
 
 
-def _partings(dest: Side, form: LinearForm, units: list[list[_Unit]]) -> list[list[Piece]]:
-    """Ways to cut a dest use's outputs: by who reads them, the like-read together, whole."""
+def _partings(dest: Side, src: Source, form: LinearForm, units: list[list[_Unit]]) -> list[list[Piece]]:
+    """Ways to cut a dest use's outputs: by who reads them, the like-read together, as wide as src's, whole."""
     pieces = read(dest, form)
     whole = [Piece(torch.arange(form.width), dest.labels[form.node])]
     if sum(len(p.channels) for p in pieces) != form.width:
@@ -246,8 +256,10 @@ def _partings(dest: Side, form: LinearForm, units: list[list[_Unit]]) -> list[li
         for p in pieces:
             unread[p.channels] = False
         pieces.append(Piece(torch.nonzero(unread).reshape(-1), ()))
-    widths = {u.form.width for group in units for u in group}
-    halves = [cut(pieces, width) for width in sorted(widths, reverse=True) if width < form.width]
+    forms = {u.form.node: u.form for group in units for u in group}.values()
+    alike = {len(piece.channels) for f in forms for piece in merged(read(src, f))}
+    widths = [*sorted(alike, reverse=True), *sorted({f.width for f in forms} - alike, reverse=True)]
+    halves = [cut(pieces, width) for width in widths if width < form.width]
     return [pieces, merged(pieces), *halves, whole]
 
 
@@ -307,11 +319,14 @@ def _piece_claim(
         and _has_shape(dest, form, src, unit.form)
     ):
         return (Claim(form.weight, None, unit.form.weight, None),)
+    idle, order, doubtful = (form.columns[group] == 0).all(1), unit.order, None
+    is_guess = int(idle.sum()) > 1 and not torch.equal(order, torch.arange(len(order)))
+    seen = thawed_order(dest, src, (form, group), (unit.form, unit.group)) if is_guess else None
+    seen = seen if seen is not None and torch.equal(seen[~idle], order[~idle]) else None
+    order = order if seen is None else seen
     target = form.places_at(group, piece.channels, torch.arange(form.sizes[2]))
-    source = unit.form.places_at(unit.group, channels, unit.order)
-    idle = (form.columns[group] == 0).all(1)
-    doubtful = None
-    if int(idle.sum()) > 1 and not torch.equal(unit.order, torch.arange(len(unit.order))):
+    source = unit.form.places_at(unit.group, channels, order)
+    if is_guess and seen is None:
         doubtful = idle.view(1, -1, 1).expand(target.shape).reshape(-1)
     return (Claim(form.weight, target.reshape(-1), unit.form.weight, source.reshape(-1), doubtful=doubtful),)
 

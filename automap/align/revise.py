@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 #: so many ops are computed again for one revision; so many values of dest that are src's times a number are tried
 _REVISION, _FACTORS = 6_000, 6
+_PRODUCTS = ("matmul", "convolution")
 
 
 def _nearest(search: Search, index: int) -> list[Key]:
@@ -107,14 +108,35 @@ def repair(search: Search, stop: Stop) -> bool:
 
 
 def settle_early(search: Search, index: int) -> None:
-    """Where heads are told apart by nothing before they are joined: decide on them by what each of them gives."""
-    node = search.dest.flow[index]
-    if index in search.poisoned or not _is_of_one_head(search, index):
+    """Decide on what is open where src must hold a value of dest: what a head gives, what a loop goes on with."""
+    if index in search.poisoned:
         return
     stop = Stop(index, "unheld")
+    if not _is_of_one_head(search, index):  # a first step from zeros bears out nothing for good
+        _settle_loop(search, stop)
+        return
     keys = [k for k in _open_keys(search, stop) if "run" in search.choices[k].taken.key]
-    if len(keys) > 0 and (search.src.holds(search.dest.run.value(node.index)) or repair(search, stop)):
+    if len(keys) > 0 and (search.src.holds(search.dest.run.value(index)) or repair(search, stop)):
         search.confirm(index, 0.0)
+
+
+def _settle_loop(search: Search, stop: Stop) -> None:
+    """See that src holds the state that a loop goes on with; what cannot be mended once is not tried at each step."""
+    keys = frozenset(_open_keys(search, stop))
+    if not keys or keys in search.lost or not _is_fed_back(search, stop.node):
+        return
+    if not search.src.holds(search.dest.run.value(stop.node)) and not repair(search, stop):
+        search.lost.add(keys)
+
+
+def _is_fed_back(search: Search, index: int) -> bool:
+    """Whether a value goes into a product with a weight that it has been through already, as the state of a loop."""
+    flow, run = search.dest.flow, search.dest.run
+    products = [flow[r] for r in flow.readers.get(index, ()) if flow[r].op in _PRODUCTS]
+    weights = [i for n in products for i in n.operands if flow[i].role is Role.WEIGHT and run.is_resolved(i)]
+    return bool(weights) and not flow.ancestors([index]).isdisjoint(
+        use for i in weights for use in search.dest.uses(i) if flow[use].op in _PRODUCTS
+    )
 
 
 def _is_of_one_head(search: Search, index: int) -> bool:

@@ -20,8 +20,9 @@ from automap.align.moments import CLOSE, EXACT
 from automap.align.outputs import relative_difference
 from automap.align.pins import Pin, fits_pins
 from automap.align.products import linear_candidates
+from automap.align.rests import with_rest
 from automap.align.revise import keep_own, mend, settle_early
-from automap.align.sums import tables_of_sum, whole_bias
+from automap.align.sums import sums_with, tables_of_sum, whole_bias
 from automap.align.table import Lookup, Side, Slot, Source, weight_operands
 from automap.align.tables import (
     bias_candidates,
@@ -63,6 +64,7 @@ class Search:
     feeding: dict[int, set[Key]] = field(default_factory=dict)
     decided: dict[int, set[Key]] = field(default_factory=dict)
     offered: dict[Key, Candidate] = field(default_factory=dict)
+    lost: set[frozenset[Key]] = field(default_factory=set)
     trials: int = 0
     work: int = 0
 
@@ -180,7 +182,20 @@ class Search:
         """The sum of what src adds to several products that are added up, where dest adds to one of them alone."""
         if form.kind != "add" or len(tables_of_sum(self.dest, form.node)) != 1:
             return []
-        return [c for c in whole_bias(self.dest, self.src, form, self._products(form)) if self._accepts(c)]
+        return self._bias_of_sum(form, least=2)
+
+    def _bias_of_sum(self, form: ElementForm, least: int = 1) -> list[Candidate]:
+        """The sum of what src adds, in at least so many places, to the products that are added up."""
+        products = self._products(form) or self._first_products(form.data)
+        found = whole_bias(self.dest, self.src, form, products, least=least)
+        return [c for c in found if self._accepts(c)]
+
+    def _first_products(self, index: int) -> list[Candidate]:
+        """What was chosen for the first product of a sum of products, whose channels those of the others are."""
+        node = self.dest.flow[index]
+        while node.op in (*MOVES, "add") and not self._chosen(node.index):
+            node = self.dest.flow[node.operands[0]]
+        return self._chosen(node.index)
 
     def _met_there(self, form: ElementForm) -> list[Candidate]:
         """What src applies to the very value that a table is applied to, where that is known."""
@@ -192,7 +207,11 @@ class Search:
         data = form.data
         while self.dest.flow[data].op in MOVES and len(self.dest.flow[data].operands) == 1:
             data = self.dest.flow[data].operands[0]
-        taken = [self.choices[key].taken for key in sorted(self.decided_at(data))]
+        return self._chosen(data)
+
+    def _chosen(self, index: int) -> list[Candidate]:
+        """What was chosen for a product, if a dest node is one."""
+        taken = [self.choices[key].taken for key in sorted(self.decided_at(index))]
         return [candidate for candidate in taken if candidate.channels is not None]
 
     def decided_at(self, node: int) -> list[Key]:
@@ -235,17 +254,24 @@ class Search:
         return self._decide(index, weight, 0, self.dest.labels[index], found)
 
     def _resolve_element(self, form: ElementForm) -> Stop | None:
-        found = self._folded_bias(form) or self._whole_bias(form) or self._met_there(form)
-        found = found or element_candidates(self.dest, self.src, form)
+        derived = self._folded_bias(form) or self._whole_bias(form)
+        if derived:  # what the product was taken for says so, and bears nothing out
+            return self._decide(form.node, form.weight, 0, self.dest.labels[form.node], derived)
+        found = self._met_there(form) or element_candidates(self.dest, self.src, form)
         for term in () if found else addends(self.dest.flow, form):
             other = self._element(form.node, form.weight, term)
             found = found or (element_candidates(self.dest, self.src, other) if other is not None else [])
+        if found and not bool(form.meets.any()):  # zeros tell no order
+            found = self._following(form) or found
         if any(self._accepts(c) for c in found):
             self.confirm(form.data, min(c.off for c in found))
+            found = with_rest(self, form, found)
             return self._decide(form.node, form.weight, 0, self.dest.labels[form.node], found)
-        following = [c for c in self._following(form) if self._accepts(c)]
+        following = [c for c in self._following(form) if self._accepts(c)] or (
+            self._bias_of_sum(form) if form.kind == "add" else []
+        )
         if following:
-            found = following
+            found = with_rest(self, form, following)
         else:
             is_held = self.src.holds(self.dest.run.value(form.data))
             slots = slot_candidates(self.dest, self.src, Slot(form.node, form.weight, self.dest.flow[form.node].op))
@@ -265,7 +291,7 @@ class Search:
         found = [*found, self.offered[key]] if key in self.offered else found
         found = self._pinned(weight, found)
         found = found if self.is_algebraic else [c for c in found if not c.is_folded]
-        kin = self._kin(readers, label) if len(found) > 1 else frozenset()
+        kin = self._kin(index, readers, label) if len(found) > 1 else frozenset()
         ordered = sorted(found, key=lambda c: self._merit(c, label, key, kin), reverse=True)
         if key in self.forced:
             ordered.sort(key=lambda c: c.id != self.forced[key])
@@ -299,11 +325,11 @@ class Search:
     def _accepts(self, candidate: Candidate) -> bool:
         return all(self.assignment.accepts(claim) for claim in candidate.claims)
 
-    def _kin(self, readers: frozenset[int], label: Label) -> frozenset[int]:
+    def _kin(self, index: int, readers: frozenset[int], label: Label) -> frozenset[int]:
         """The src ops that compute with what was chosen for the other operands of the dest ops given."""
         fed = {key for reader in readers for key in self.feeding.get(reader, ()) if key in self.choices}
         siblings = {
-            key for key in fed if self.choices[key].label[:1] != label[:1]
+            key for key in fed if self.choices[key].label[:1] != label[:1] or self._is_added(key[0], index)
         }  # other heads are not other operands
         return frozenset().union(*(self.choices[key].taken.readers for key in siblings))
 
@@ -317,6 +343,10 @@ class Search:
             candidate.likeness,
             -candidate.off,
         )
+
+    def _is_added(self, one: int, other: int) -> bool:
+        """Whether two products of dest are added up."""
+        return one != other and other in sums_with(self.dest.flow, one)
 
     def confirm(self, index: int, off: float) -> None:
         """What meets this weight is found in src: the decisions behind it are right."""
@@ -340,8 +370,10 @@ class Search:
         self.taken = {candidate: key for candidate, key in self.taken.items() if key not in gone}
         for key in gone:
             del self.choices[key]
-        for index in sorted(affected):
+        for index in affected | self._beside(affected, stop):
             self.dest.run.forget(index)
+            if self.counterparts is not None:
+                self.counterparts.same.pop(index, None)
         for index in sorted(affected):
             found = self.process(index)
             if found is not None:
@@ -359,6 +391,15 @@ class Search:
             if index in needed and node.role is Role.ACTIVATION and any(i in found for i in node.operands):
                 found.add(index)
         return found | {stop.node}
+
+    def _beside(self, affected: set[int], stop: Stop) -> set[int]:
+        """The nodes before a stop that compute with affected values and are not on the way: they come out anew."""
+        found: set[int] = set()
+        for index in range(min(affected), stop.node + 1):
+            operands = self.dest.flow[index].operands
+            if index not in affected and any(i in affected or i in found for i in operands):
+                found.add(index)
+        return found
 
     def _give_up(self, stop: Stop) -> None:
         self.stops.append(stop)

@@ -62,17 +62,22 @@ class Flows:
     dest: Flow
     dest_capture: Capture
     elapsed_s: float
+    is_parted: bool = False
 
     @classmethod
-    def of(cls, src: Capture, dest: Capture) -> Flows:
-        """Return both captures lowered, each knowing what is a constant to the other."""
+    def of(cls, src: Capture, dest: Capture, *, is_parted: bool = False) -> Flows:
+        """Return both captures lowered, each knowing what is a constant to the other.
+
+        With is_parted, products of joined values are sums of products on both sides.
+        """
         started = time.perf_counter()
-        src_flow, dest = lower(src, fixed_buffers(src, dest)), replace(dest, inputs=_valued(dest.inputs))
+        dest = replace(dest, inputs=_valued(dest.inputs))
+        src_flow = lower(src, fixed_buffers(src, dest), is_parted=is_parted)
         src_flow = replace(src_flow, inputs=_valued(src_flow.inputs))
         if not src.is_data_dependent and not dest.is_data_dependent:
             src_flow, dest = _without_constant_inputs(src_flow, dest)
-        dest_flow = lower(dest, fixed_buffers(dest, src))
-        return cls(src_flow, dest_flow, dest, time.perf_counter() - started)
+        dest_flow = lower(dest, fixed_buffers(dest, src), is_parted=is_parted)
+        return cls(src_flow, dest_flow, dest, time.perf_counter() - started, is_parted)
 
 
 def solve(
@@ -102,7 +107,8 @@ def solve(
                 break
             assert dest_model is not None
             again = _captured_again(dest_model, dest_inputs, side, outcome)
-            following, found = _walk(source, lower(again, fixed_buffers(again, src)), pins, is_algebraic)
+            flow = lower(again, fixed_buffers(again, src), is_parted=flows.is_parted)
+            following, found = _walk(source, flow, pins, is_algebraic)
             if _known(found) <= _known(outcome):
                 break
             side, outcome, dest = following, found, again

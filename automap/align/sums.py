@@ -27,12 +27,15 @@ def tables_of_sum(side: Side, index: int) -> list[int]:
     return [i for i in _terms(flow, _top(flow, index)) if flow[i].op == "add" and _has_weight(flow, i)]
 
 
-def whole_bias(dest: Side, src: Source, form: ElementForm, products: list[Candidate]) -> list[Candidate]:
-    """Return the candidate that a bias is all that src adds to the products that it adds up, or none."""
+def whole_bias(dest: Side, src: Source, form: ElementForm, products: list[Candidate], *, least: int) -> list[Candidate]:
+    """Return the candidate that a bias is all that src adds to the products that it adds up, or none.
+
+    Src has to add in at least so many places.
+    """
     _, places = dest.essential(form.weight)
     claims: list[Claim] = []
     for node, mine, theirs in (p.channels for p in products if p.channels is not None and not p.is_folded):
-        total = _total(src, node, _products(dest, form.node))
+        total = _total(src, node, _products(dest, form.node), least)
         if total is None or int(theirs.max()) >= src.flow[total].shape[0] or int(mine.max()) >= len(places):
             return []
         claims.append(Claim(form.weight, places[mine], total, theirs))
@@ -42,6 +45,11 @@ def whole_bias(dest: Side, src: Source, form: ElementForm, products: list[Candid
     return [Candidate(certain(*claims), key, (), 50.0, is_folded=True)]
 
 
+def sums_with(flow: Flow, index: int) -> set[int]:
+    """Return all that a value is added up with, and the sums on the way."""
+    return _terms(flow, _top(flow, index))
+
+
 def _products(side: Side, index: int) -> int:
     """How many products with weights are added up to make the value that a sum is part of."""
     flow = side.flow
@@ -49,13 +57,13 @@ def _products(side: Side, index: int) -> int:
     return sum(node.op in ("matmul", "convolution") and _has_weight(flow, node.index) for node in terms)
 
 
-def _total(src: Source, product: int, count: int) -> int | None:
+def _total(src: Source, product: int, count: int, least: int) -> int | None:
     """The sum of the biases of all products that one is added up with, where there are as many as on the other side."""
     inside = _terms(src.flow, _top(src.flow, product))
     forms = {form.node: form for form in src.linear if form.node in inside}
     shifts = [shift for form in forms.values() if (shift := shift_behind(src, form)) is not None]
     widths = {form.groups * form.width for form in forms.values()}
-    if product not in forms or len(forms) != count or len(shifts) < 2 or len(widths) != 1:
+    if product not in forms or len(forms) != count or len(shifts) < max(least, 1) or len(widths) != 1:
         return None
     return reduce(lambda one, other: src.derive("add", torch.add, Ref(one), Ref(other)), shifts)
 

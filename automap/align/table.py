@@ -157,6 +157,11 @@ class Side:
         leaves = [i for i in self.flow.ancestors([weight]) if i in self.flow.weights]
         return any(len(self._uses(leaf)) > 1 for leaf in leaves)
 
+    def uses(self, weight: int) -> set[int]:
+        """Return the ops that compute with what is stored behind a weight-side value."""
+        leaves = [i for i in self.flow.ancestors([weight]) if i in self.flow.weights]
+        return set().union(*(self._uses(leaf) for leaf in leaves))
+
     def _uses(self, leaf: int) -> set[int]:
         found: set[int] = set()
         stack = [leaf]

@@ -38,9 +38,15 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
 
 class Builder:
-    """Collects the nodes of a flow graph; `origin` is the recorded call being lowered."""
+    """Collects the nodes of a flow graph; `origin` is the recorded call being lowered.
 
-    def __init__(self) -> None:
+    With is_parted, products of joined values and convolutions of single channels become sums of products; `taps` are
+    the nodes of the latter.
+    """
+
+    def __init__(self, *, is_parted: bool = False) -> None:
+        self.is_parted = is_parted
+        self.taps: set[int] = set()
         self.nodes: list[Node] = []
         self.weights: dict[int, Weight] = {}
         self.constants: dict[int, Tensor] = {}
@@ -116,12 +122,16 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
     return live
 
 
-def lower(capture: Capture, fixed: frozenset[str] = frozenset()) -> Flow:
-    """Return the flow graph of what reaches a capture's outputs; the buffers named in fixed are constants."""
+def lower(capture: Capture, fixed: frozenset[str] = frozenset(), *, is_parted: bool = False) -> Flow:
+    """Return the flow graph of what reaches a capture's outputs; the buffers named in fixed are constants.
+
+    With is_parted, products of values that are joined along their channels are sums of a product of each, and
+    convolutions of each channel alone sums over their taps.
+    """
     from automap.canonical import rules
 
     rules.load()
-    builder = Builder()
+    builder = Builder(is_parted=is_parted)
     place: dict[fx.Node, Any] = {}
     live = _live(capture.graph)
     for node in capture.graph.nodes:

@@ -10,6 +10,8 @@ import torch
 from automap.canonical.flow import Ref, Role
 from automap.canonical.lower import Builder, aten, rule
 from automap.canonical.rules.casts import made_wide
+from automap.canonical.rules.joins import over_parts, spread_product
+from automap.canonical.rules.taps import over_taps
 
 
 def matmul(builder: Builder, left: Any, right: Any) -> Ref:
@@ -17,13 +19,27 @@ def matmul(builder: Builder, left: Any, right: Any) -> Ref:
     shape = (*builder.shape(left)[:-1], builder.shape(right)[-1])
     once = _unrepeated(builder, left) if builder.role(right) is Role.WEIGHT and len(shape) == 3 else None
     if once is None:
-        return builder.add("matmul", torch.matmul, left, right, shape=shape)
+        return _over_rows(builder, left, right)
     count, rows, columns = shape
     inner = builder.shape(right)[1]
-    rows_first = _laid_out(builder, once, (), (rows, inner))
-    weights = _laid_out(builder, right, (1, 0, 2), (inner, count * columns))
+    rows_first = laid_out(builder, once, (), (rows, inner))
+    weights = laid_out(builder, right, (1, 0, 2), (inner, count * columns))
     product = builder.add("matmul", torch.matmul, rows_first, weights, shape=(rows, count * columns))
-    return _laid_out(builder, _laid_out(builder, product, (), (rows, count, columns)), (1, 0, 2), ())
+    return laid_out(builder, laid_out(builder, product, (), (rows, count, columns)), (1, 0, 2), ())
+
+
+def _over_rows(builder: Builder, left: Any, right: Any) -> Ref:
+    """`left @ right`, where left is joined of several along its columns as the sum of their products, if wanted."""
+
+    def product(rows: Any, weight: Any) -> Ref:
+        shape = (*builder.shape(rows)[:-1], builder.shape(weight)[-1])
+        return builder.add("matmul", torch.matmul, rows, weight, shape=shape)
+
+    def once(rows: Ref, weight: Ref) -> Ref:
+        return spread_product(builder, rows, weight, product)
+
+    parted = over_parts(builder, left, -1, right, 0, once) if len(builder.shape(right)) == 2 else None
+    return product(left, right) if parted is None else parted
 
 
 def _unrepeated(builder: Builder, value: Ref) -> Ref | None:
@@ -95,12 +111,12 @@ def _contracted(builder: Builder, value: Ref, dims: Any, shape: tuple[int, ...])
     free = [d for d in range(rank) if spread[d] == 1 and d != dim]
     order = (*stacked, *free, dim)
     count, inner = math.prod(sizes[d] for d in stacked), sizes[dim]
-    rows = _laid_out(builder, data, order, (count, -1, inner))
-    columns = _laid_out(builder, weight, (), spread)
-    columns = _laid_out(builder, columns, (*stacked, dim, *free), (count, inner, 1))
-    result = _laid_out(builder, matmul(builder, rows, columns), (), tuple(sizes[d] for d in (*stacked, *free)))
+    rows = laid_out(builder, data, order, (count, -1, inner))
+    columns = laid_out(builder, weight, (), spread)
+    columns = laid_out(builder, columns, (*stacked, dim, *free), (count, inner, 1))
+    result = laid_out(builder, matmul(builder, rows, columns), (), tuple(sizes[d] for d in (*stacked, *free)))
     back = tuple((*stacked, *free).index(d) for d in range(rank) if d != dim)
-    return _laid_out(builder, _laid_out(builder, result, back, ()), (), shape)
+    return laid_out(builder, laid_out(builder, result, back, ()), (), shape)
 
 
 def _over_stack(builder: Builder, value: Ref, dims: Any, shape: tuple[int, ...]) -> Ref | None:
@@ -111,9 +127,9 @@ def _over_stack(builder: Builder, value: Ref, dims: Any, shape: tuple[int, ...])
         return None
     count, rows, columns = node.shape
     inner = builder.shape(node.args[1])[1]
-    joined = _laid_out(builder, node.args[0], (1, 0, 2), (rows, count * inner))
-    weights = _laid_out(builder, node.args[1], (), (count * inner, columns))
-    return _laid_out(builder, matmul(builder, joined, weights), (), shape)
+    joined = laid_out(builder, node.args[0], (1, 0, 2), (rows, count * inner))
+    weights = laid_out(builder, node.args[1], (), (count * inner, columns))
+    return laid_out(builder, matmul(builder, joined, weights), (), shape)
 
 
 def _data_and_weight(builder: Builder, value: Ref) -> tuple[Ref, Ref] | None:
@@ -126,8 +142,8 @@ def _data_and_weight(builder: Builder, value: Ref) -> tuple[Ref, Ref] | None:
     return (node.args[0], node.args[1]) if roles[0] is Role.ACTIVATION else (node.args[1], node.args[0])
 
 
-def _laid_out(builder: Builder, value: Ref, order: tuple[int, ...], shape: tuple[int, ...]) -> Ref:
-    """Value with its dims in another order (if one is given), then in another shape (if one is given)."""
+def laid_out(builder: Builder, value: Ref, order: tuple[int, ...], shape: tuple[int, ...]) -> Ref:
+    """Return value with its dims in another order (if one is given), then in another shape (if one is given)."""
     sizes = builder.shape(value)
     if order:
         sizes = tuple(sizes[d] for d in order)
@@ -147,13 +163,27 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
     if _is_tiling(builder, data, weight, geometry):
         product = _tiles(builder, data, weight, shape)
     else:
-        product = builder.add("convolution", aten.convolution.default, data, weight, None, *geometry, shape=shape)
+        product = _convolution(builder, data, weight, geometry, shape)
     if bias is None:
         return product
     spatial = [1] * (len(shape) - 2)
     size = (-1, *spatial)
     column = builder.add("reshape", torch.reshape, bias, size, shape=(builder.shape(bias)[0], *spatial))
     return shift(builder, product, column)
+
+
+def _convolution(builder: Builder, data: Ref, weight: Any, geometry: list[Any], shape: tuple[int, ...]) -> Ref:
+    """A convolution; if wanted, as a sum: over what its data is joined from, or over its taps."""
+
+    def product(channels: Ref, kernel: Any) -> Ref:
+        return builder.add("convolution", aten.convolution.default, channels, kernel, None, *geometry, shape=shape)
+
+    is_transposed, groups = geometry[3], geometry[5]
+    tapped = over_taps(builder, data, weight, geometry, shape)
+    if tapped is not None:
+        return tapped
+    parted = over_parts(builder, data, 1, weight, 0 if is_transposed else 1, product) if groups == 1 else None
+    return product(data, weight) if parted is None else parted
 
 
 def _is_tiling(builder: Builder, data: Ref, weight: Any, geometry: list[Any]) -> bool:
@@ -170,23 +200,23 @@ def _tiles(builder: Builder, data: Ref, weight: Ref, shape: tuple[int, ...]) -> 
     batch, inner, *places = builder.shape(data)
     out, *taps = builder.shape(weight)[1:]
     dims = tuple(range(len(places)))
-    rows = _laid_out(builder, data, (0, *(2 + d for d in dims), 1), (batch * math.prod(places), inner))
-    patches = matmul(builder, rows, _laid_out(builder, weight, (), (inner, out * math.prod(taps))))
-    patches = _laid_out(builder, patches, (), (batch, *places, out, *taps))
+    rows = laid_out(builder, data, (0, *(2 + d for d in dims), 1), (batch * math.prod(places), inner))
+    patches = matmul(builder, rows, laid_out(builder, weight, (), (inner, out * math.prod(taps))))
+    patches = laid_out(builder, patches, (), (batch, *places, out, *taps))
     order = (0, 1 + len(dims), *(d for pair in ((1 + i, 2 + len(dims) + i) for i in dims) for d in pair))
-    return _laid_out(builder, patches, order, shape)
+    return laid_out(builder, patches, order, shape)
 
 
 @rule(aten.embedding.default)
 def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
-    return _lookup(builder, args[0], args[1])
+    return lookup(builder, args[0], args[1])
 
 
 @rule(aten.index_select.default)
 def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
     table, dim, index = args
     if dim == 0:
-        return _lookup(builder, table, index)
+        return lookup(builder, table, index)
     origin = builder.origin
     shape = tuple(origin.meta["shape"]) if origin is not None else ()
     return builder.add("index_select", torch.index_select, table, dim, index, shape=shape)
@@ -196,10 +226,8 @@ def _rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return table[index]
 
 
-def _lookup(builder: Builder, table: Any, index: Any) -> Ref:
-    """Rows of a table: a lookup where data chooses the rows, plain layout where every input would read the same
-    ones.
-    """
+def lookup(builder: Builder, table: Any, index: Any) -> Ref:
+    """Return rows of a table: a lookup where data chooses them, plain layout where all inputs read the same ones."""
     shape = (*builder.shape(index), *builder.shape(table)[1:])
     counted = _counted(builder, index)
     if counted is not None:
@@ -224,7 +252,7 @@ def _counted(builder: Builder, index: Ref) -> torch.Tensor | None:
 def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
     table, indices = args
     if len(indices) == 1 and indices[0] is not None and _is_integer(builder, indices[0]):
-        return _lookup(builder, table, indices[0])
+        return lookup(builder, table, indices[0])
     origin = builder.origin
     shape = tuple(origin.meta["shape"]) if origin is not None else ()
     return builder.add("index", aten.index.Tensor, table, list(indices), shape=shape)
