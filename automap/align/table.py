@@ -217,7 +217,7 @@ class Source(Side):
         self._sorted: dict[str, BySize] = {}
 
     @cached_property
-    def uses(self) -> Uses:
+    def all_uses(self) -> Uses:
         """All uses of weights."""
         found = Uses()
         for node in self.flow.nodes:
@@ -233,22 +233,22 @@ class Source(Side):
     @property
     def linear(self) -> list[LinearForm]:
         """The products and convolutions."""
-        return self.uses.linear
+        return self.all_uses.linear
 
     @property
     def elements(self) -> dict[str, list[ElementForm]]:
         """The tables met elementwise, by kind of op."""
-        return self.uses.elements
+        return self.all_uses.elements
 
     @property
     def lookups(self) -> list[Lookup]:
         """The tables whose rows are chosen."""
-        return self.uses.lookups
+        return self.all_uses.lookups
 
     @property
     def slots(self) -> list[Slot]:
         """Every other place where weights enter."""
-        return self.uses.slots
+        return self.all_uses.slots
 
     def derive(self, op: str, function: Callable[..., Tensor], *args: Any) -> int:
         """Add a weight-side value that is computed from others, and return its number: the same one for the same call.
