@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from models import randomized
 from models.nets import WIDTH, Net, table, words
 from torch import Tensor, nn
@@ -30,7 +31,38 @@ def embedded(is_apart: bool) -> nn.Module:
     return Net(forward, word=nn.Embedding(20, WIDTH), place=table(7, WIDTH), kind=table(2, WIDTH), **parts)
 
 
-BOTH_WAYS = [pytest.param(lambda: embedded(False), lambda: embedded(True), words(), id="laid-out-apart")]
+def translated(scale: float, is_shifted: bool = False) -> nn.Module:
+    """One table for the words that are read and those that are written, scaled by a number; zeros may be added last."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        def read(words: Tensor, places: Tensor) -> Tensor:
+            return F.layer_norm(net.word(words) * scale + places, (WIDTH,))
+
+        y = net.out(torch.tanh(net.a(read(x, net.theirs)).mean(1, keepdim=True)) + net.b(read(x.flip(0), net.ours)))
+        return y + net.shift if is_shifted else y
+
+    parts = {"a": nn.Linear(WIDTH, 8), "b": nn.Linear(WIDTH, 8), "out": nn.Linear(8, 5, bias=False)}
+    net = Net(forward, word=nn.Embedding(20, WIDTH), theirs=table(7, WIDTH), ours=table(7, WIDTH), **parts)
+    if is_shifted:
+        net.register_buffer("shift", torch.zeros(1, 5))
+    return net
+
+
+def headed(scale: float) -> nn.Module:
+    """A head that reads a norm's result times a number."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = F.rms_norm(net.word(x) + net.fc(torch.tanh(net.word(x))), (WIDTH,), net.gain)
+        return net.head((x * scale).transpose(0, 1)).transpose(0, 1)
+
+    parts = {"fc": nn.Linear(WIDTH, WIDTH), "gain": table(WIDTH), "head": nn.Linear(WIDTH, 5)}
+    return Net(forward, word=nn.Embedding(20, WIDTH), **parts)
+
+
+BOTH_WAYS = [
+    pytest.param(lambda: embedded(False), lambda: embedded(True), words(), id="laid-out-apart"),
+    pytest.param(lambda: headed(0.3), lambda: headed(1.0), words(), id="scaled-before-the-head"),
+]
 
 
 @pytest.mark.parametrize("is_reverse", [False, True], ids=["there", "back"])
@@ -39,3 +71,11 @@ def test_another_spelling_is_found_and_proved(make_src: Any, make_dest: Any, sam
     src, dest = (make_dest(), make_src()) if is_reverse else (make_src(), make_dest())
     found = automap.transfer(randomized(src, 1), randomized(dest, 2), sample)
     assert found.match.verdict == "complete"
+
+
+@pytest.mark.parametrize("is_shifted", [False, True], ids=["", "and-zeros-added-last"])
+def test_a_scale_of_the_words_goes_into_their_table(is_shifted: bool) -> None:
+    src, dest = randomized(translated(3.5, is_shifted), 1), randomized(translated(1.0), 2)
+    if is_shifted:
+        src.shift.zero_()
+    assert automap.transfer(src, dest, words()).match.verdict == "complete"

@@ -22,6 +22,7 @@ from automap.align.labels import similarity
 from automap.align.mixed import unmixed
 from automap.align.moments import CLOSE, EXACT, ROUNDED, bijection, clean, distance, row_order
 from automap.align.table import Side, Source
+from automap.align.unscaled import divided, unscaled
 
 #: how well a cut of src's outputs speaks for a candidate
 _FIT = {"repeat": 0.0, "part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
@@ -54,9 +55,11 @@ def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[P
                     return found
     if form.kind == "matmul" and form.groups == 1:
         fewer = _with_other_rows(dest, src, form)
-        found = _pieces(dest, src, form, [fewer]) if fewer else []
-        return found or _unmixed(dest, src, form)
-    return []
+        found = (_pieces(dest, src, form, [fewer]) if fewer else []) or _unmixed(dest, src, form)
+        if found:
+            return found
+    early = unscaled(dest, form)
+    return [] if early is None else divided(src, linear_candidates(dest, src, early[0]), early[1])
 
 
 def _unmixed(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
@@ -121,6 +124,7 @@ def _readings(
         yield patches, [f for among in ("linear", "patches") for f in src.alike(patches, "matmul", near, among)]
     yield form, src.alike(form, form.kind, near, "inputless")
     yield form, src.alike(form, form.kind, near, "absorbed")
+    yield form, src.alike(form, form.kind, near, "unscaled")
 
 
 def _between(tolerance: float) -> float:
