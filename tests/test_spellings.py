@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import randomized
+from models import noise, randomized
 from models.nets import WIDTH, Net, table, words
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,6 +59,29 @@ def headed(scale: float) -> nn.Module:
     return Net(forward, word=nn.Embedding(20, WIDTH), **parts)
 
 
+def normed(how: str) -> nn.Module:
+    """A convolution whose kernel is a direction and a length, spelled in several ways."""
+
+    def kernel(v: Tensor, g: Tensor) -> Tensor:
+        if how == "factors":
+            return v / v.pow(2).sum((1, 2), keepdim=True).sqrt() * g
+        if how == "factor":
+            return v * (g / v.norm(dim=(1, 2), keepdim=True))
+        return g * F.normalize(v.flatten(1), dim=1).view_as(v)
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = net.conv(x) if how in ("plain", "module") else F.conv1d(x, kernel(net.v, net.g), net.bias)
+        return net.out(F.relu(y))
+
+    conv, out = nn.Conv1d(5, 6, 3), nn.Conv1d(6, 2, 1)
+    if how == "module":
+        return Net(forward, conv=nn.utils.parametrizations.weight_norm(conv), out=out)
+    if how == "plain":
+        return Net(forward, conv=conv, out=out)
+    return Net(forward, g=table(6, 1, 1), v=table(6, 5, 3), bias=table(6), out=out)
+
+
+KERNELS = ("plain", "module", "factors", "factor", "direction")
 BOTH_WAYS = [
     pytest.param(lambda: embedded(False), lambda: embedded(True), words(), id="laid-out-apart"),
     pytest.param(lambda: headed(0.3), lambda: headed(1.0), words(), id="scaled-before-the-head"),
@@ -79,3 +102,10 @@ def test_a_scale_of_the_words_goes_into_their_table(is_shifted: bool) -> None:
     if is_shifted:
         src.shift.zero_()
     assert automap.transfer(src, dest, words()).match.verdict == "complete"
+
+
+@pytest.mark.parametrize("to", KERNELS)
+@pytest.mark.parametrize("start", KERNELS)
+def test_a_kernel_takes_its_direction_and_length_from_any_spelling(start: str, to: str) -> None:
+    src, dest = randomized(normed(start), 1), randomized(normed(to), 2)
+    assert automap.transfer(src, dest, noise(2, 5, 9)).match.verdict == "complete"
