@@ -81,6 +81,18 @@ def normed(how: str) -> nn.Module:
     return Net(forward, g=table(6, 1, 1), v=table(6, 5, 3), bias=table(6), out=out)
 
 
+def test_what_is_scaled_and_nowhere_in_src_is_refused() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.out(torch.tanh(net.fc(x)) * 0.3)
+
+    def squared(net: Any, x: Tensor) -> Tensor:
+        return net.out(net.fc(x).square() * 0.3)
+
+    models = [Net(f, fc=nn.Linear(WIDTH, 8), out=nn.Linear(8, 3)) for f in (forward, squared)]
+    found = automap.match(randomized(models[0], 1), randomized(models[1], 2), noise(2, 5, WIDTH))
+    assert found.verdict != "complete"
+
+
 KERNELS = ("plain", "module", "factors", "factor", "direction")
 BOTH_WAYS = [
     pytest.param(lambda: embedded(False), lambda: embedded(True), words(), id="laid-out-apart"),

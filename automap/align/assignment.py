@@ -214,9 +214,7 @@ class Assignment:
         return self._worked_out[1]
 
     def _work_out(self, claim: Claim) -> list[Share] | None:
-        """Weight by weight where both values are made alike, else by undoing dest's arithmetic; what is guessed is
-        checked.
-        """
+        """Weight by weight where both values are made alike, else by undoing dest's arithmetic; guesses are checked."""
         mine = sorted(_plain(t.path) for t in self.dest.traces(claim.dest_value))
         theirs = [] if claim.src_value is None else sorted(_plain(t.path) for t in self.src.traces(claim.src_value))
         is_alike = mine == theirs or (mine == [()] and claim.src_value is None)
@@ -227,8 +225,9 @@ class Assignment:
             found = list(self._leafwise(claim, pairs)) if all(source is not None for _, source in pairs) else []
             if found and self._gives(claim, found):
                 return found
-        undone = next((shares for shares in self._settled(claim) if self._gives(claim, shares)), None)
-        return list(self._leafwise(claim, self._paired(claim))) if undone is None and is_alike else undone
+        if is_alike:  # where the same arithmetic gives another value, the numbers in it differ
+            return list(self._leafwise(claim, self._paired(claim)))
+        return next((shares for shares in self._settled(claim) if self._gives(claim, shares)), None)
 
     def _leafwise(self, claim: Claim, pairs: list[tuple[Trace, Trace | None]]) -> Iterator[Share]:
         for target, source in pairs:

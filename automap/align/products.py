@@ -40,6 +40,13 @@ class _Unit:
 
 def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
     """Return the pieces of a dest use with their candidates; empty where nothing in src meets the same columns."""
+    found = _met_by(dest, src, form)
+    early = None if found else unscaled(dest, form)
+    return found if early is None else divided(src, _met_by(dest, src, early[0]), early[1])
+
+
+def _met_by(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
+    """The pieces of a use with what in src meets the same columns as it does."""
     for tolerance in (EXACT, ROUNDED, CLOSE):
         for mine, theirs in _readings(dest, src, form, tolerance):
             if mine.groups > 1:
@@ -55,11 +62,8 @@ def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[P
                     return found
     if form.kind == "matmul" and form.groups == 1:
         fewer = _with_other_rows(dest, src, form)
-        found = (_pieces(dest, src, form, [fewer]) if fewer else []) or _unmixed(dest, src, form)
-        if found:
-            return found
-    early = unscaled(dest, form)
-    return [] if early is None else divided(src, linear_candidates(dest, src, early[0]), early[1])
+        return (_pieces(dest, src, form, [fewer]) if fewer else []) or _unmixed(dest, src, form)
+    return []
 
 
 def _unmixed(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
