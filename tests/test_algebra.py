@@ -201,7 +201,7 @@ def test_no_block_is_made_to_vanish(ours: int, theirs: int) -> None:
 def test_a_tied_table_is_not_scaled_for_one_of_its_uses() -> None:
     def tied(scale: float) -> nn.Module:
         def forward(net: Any, x: Tensor) -> Tensor:
-            return net.fc(net.words(x) * scale) @ net.words.weight.T
+            return net.fc(torch.tanh(net.words(x) * scale)) @ net.words.weight.T
 
         return Net(forward, words=nn.Embedding(20, WIDTH), fc=nn.Linear(WIDTH, WIDTH, bias=False))
 

@@ -21,7 +21,6 @@ from automap.canonical.provenance import Trace
 UNKNOWN, OWN, ZERO, ONE = -1_000_000, -999_999, -1, -2
 _SAME = 1e-9
 
-
 #: a stored dest weight, flat places in it, the numbers of the src elements that they take
 Share: TypeAlias = tuple[int, Tensor, Tensor]
 
@@ -209,30 +208,29 @@ class Assignment:
         return self._carried(claim) or []
 
     def _carried(self, claim: Claim) -> list[Share] | None:
-        """What a claim says of each stored weight of dest, or None where arithmetic stands between that has no way
-        back.
-        """
+        """What a claim says of each stored weight of dest, or None where arithmetic between has no way back."""
         if self._worked_out is None or self._worked_out[0] is not claim:
             self._worked_out = (claim, self._work_out(claim))
         return self._worked_out[1]
 
     def _work_out(self, claim: Claim) -> list[Share] | None:
-        """Weight by weight where both values are made alike, else by undoing dest's arithmetic; what is guessed is
-        checked.
-        """
+        """Weight by weight where both values are made alike, else by undoing dest's arithmetic; guesses are checked."""
         mine = sorted(_plain(t.path) for t in self.dest.traces(claim.dest_value))
         theirs = [] if claim.src_value is None else sorted(_plain(t.path) for t in self.src.traces(claim.src_value))
-        if mine == theirs or (mine == [()] and claim.src_value is None):
-            return list(self._leafwise(claim))
-        if theirs and all(source is not None for _, source in self._paired(claim)):
-            found = list(self._leafwise(claim))
-            if self._gives(claim, found):
+        is_alike = mine == theirs or (mine == [()] and claim.src_value is None)
+        if is_alike and not any(mine):
+            return list(self._leafwise(claim, self._paired(claim)))
+        for by_size in (False, True):
+            pairs = self._paired(claim, by_size=by_size) if theirs else []
+            found = list(self._leafwise(claim, pairs)) if all(source is not None for _, source in pairs) else []
+            if found and self._gives(claim, found):
                 return found
-        undone = self._settled(claim)
-        return undone if undone is not None and self._gives(claim, undone) else None
+        if is_alike:  # where the same arithmetic gives another value, the numbers in it differ
+            return list(self._leafwise(claim, self._paired(claim)))
+        return next((shares for shares in self._settled(claim) if self._gives(claim, shares)), None)
 
-    def _leafwise(self, claim: Claim) -> Iterator[Share]:
-        for target, source in self._paired(claim):
+    def _leafwise(self, claim: Claim, pairs: list[tuple[Trace, Trace | None]]) -> Iterator[Share]:
+        for target, source in pairs:
             wanted = _at(target.ids, claim.dest_places)
             if source is None:
                 given = torch.full_like(wanted, self._constant(claim.fill))
@@ -240,15 +238,13 @@ class Assignment:
                 given = _at(source.ids, claim.src_places).clamp(min=ZERO)
             yield from self._by_leaf(wanted, given)
 
-    def _settled(self, claim: Claim) -> list[Share] | None:
-        """The shares of the weights behind a computed value, by undoing what is done to them."""
+    def _settled(self, claim: Claim) -> Iterator[list[Share]]:
+        """What the shares of the weights behind a computed value may be, by undoing what is done to them."""
         places = self._places(self.dest, claim.dest_value, claim.dest_places)
         source = places if claim.src_value is None else self._places(self.src, claim.src_value, claim.src_places)
         wanted = Wanted(claim.dest_value, places, claim.src_value, source, claim.fill)
-        found = settled(self.dest, self.src, wanted, self._is_open)
-        if found is None:
-            return None
-        return [(w.value, w.places, self._numbers(w)) for w in found]
+        for found in settled(self.dest, self.src, wanted, self._is_open):
+            yield [(w.value, w.places, self._numbers(w)) for w in found]
 
     def _places(self, side: Side, index: int, places: Tensor | None) -> Tensor:
         return torch.arange(math.prod(side.flow[index].shape)) if places is None else places
@@ -323,8 +319,8 @@ class Assignment:
             if bool(mine.any()):
                 yield leaf, wanted[mine] - start, given[mine]
 
-    def _paired(self, claim: Claim) -> list[tuple[Trace, Trace | None]]:
-        """Pair the paths of both sides: by the ops on them, else in order; what adds to a paired one is zero."""
+    def _paired(self, claim: Claim, *, by_size: bool = False) -> list[tuple[Trace, Trace | None]]:
+        """Pair the paths of both sides: by ops or sizes, else in order; what adds to a paired one is zero."""
         targets = list(self.dest.traces(claim.dest_value))
         if claim.src_value is None:
             return [(target, None) for target in targets]
@@ -332,7 +328,7 @@ class Assignment:
         free = list(sources)
         found: list[tuple[Trace, Trace | None]] = []
         for target in targets:
-            alike = [s for s in free if _plain(s.path) == _plain(target.path)]
+            alike = [s for s in free if self._is_alike(target, s, by_size=by_size)]
             same = max(alike, key=lambda s: self._kinship(target, s)) if len(alike) > 1 else next(iter(alike), None)
             free = [s for s in free if s is not same]
             found.append((target, same))
@@ -340,6 +336,12 @@ class Assignment:
             if source is None:
                 found[position] = (target, free.pop(0) if free else self._apart(target, found, sources))
         return found
+
+    def _is_alike(self, target: Trace, source: Trace, *, by_size: bool) -> bool:
+        sizes = self.dest.numbering.sizes, self.src.numbering.sizes
+        if by_size:
+            return sizes[0][self._leaf_of(self.dest, target)] == sizes[1][self._leaf_of(self.src, source)]
+        return _plain(source.path) == _plain(target.path)
 
     def _kinship(self, target: Trace, source: Trace) -> int:
         """How much speaks for two weights being one: what is decided of them already, then their size."""

@@ -23,6 +23,7 @@ from automap.align.mixed import unmixed
 from automap.align.moments import CLOSE, EXACT, ROUNDED, bijection, clean, distance, row_order
 from automap.align.table import Side, Source
 from automap.align.thaw import thawed_order
+from automap.align.unscaled import divided, unscaled
 
 #: how well a cut of src's outputs speaks for a candidate
 _FIT = {"repeat": 0.0, "part": 1.0, "merged": 0.5, "whole": 0.5, "run": 0.0}
@@ -39,7 +40,14 @@ class _Unit:
 
 
 def linear_candidates(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
-    """Return the pieces of a dest use with their candidates; empty where nothing in src meets the same columns.
+    """Return the pieces of a dest use with their candidates; empty where nothing in src meets the same columns."""
+    found = _met_by(dest, src, form)
+    early = None if found else unscaled(dest, form)
+    return found if early is None else divided(src, _met_by(dest, src, early[0]), early[1])
+
+
+def _met_by(dest: Side, src: Source, form: LinearForm) -> list[tuple[Piece, list[Candidate]]]:
+    """The pieces of a use with what in src meets the same columns as it does.
 
     Candidates that are too few, a narrower use of src that would be taken several times, are the last resort.
     """
@@ -132,6 +140,7 @@ def _readings(
         yield patches, [f for among in ("linear", "patches") for f in src.alike(patches, "matmul", near, among)]
     yield form, src.alike(form, form.kind, near, "inputless")
     yield form, src.alike(form, form.kind, near, "absorbed")
+    yield form, src.alike(form, form.kind, near, "unscaled")
 
 
 def _between(tolerance: float) -> float:

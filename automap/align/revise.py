@@ -84,7 +84,7 @@ def _rescale_pieces(search: Search, stop: Stop, keys: list[Key], ratio: float | 
     search.offered |= {key: rescaled(search.src, candidate, ratio) for key, candidate in former.items()}
     if search.replay(stop, {key: search.offered[key].id for key in keys}) is None:
         return True
-    search.replay(stop, {key: candidate.id for key, candidate in former.items()})
+    search.restore(stop, {key: candidate.id for key, candidate in former.items()})
     for key in keys:
         del search.offered[key]
     return False
@@ -103,7 +103,7 @@ def repair(search: Search, stop: Stop) -> bool:
             break
         if search.replay(stop, {**trial}) is None:
             return True
-    search.replay(stop, before)
+    search.restore(stop, before)
     return False
 
 

@@ -15,7 +15,7 @@ from automap.align.table import Side, Source
 from automap.canonical.flow import Ref, Role
 
 _MOST_NODES = 400
-_OPS = ("matmul", "mul", "div", "lookup")
+_OPS = ("matmul", "add", "mul", "div", "lookup")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ revised, alone or with others still open, when it is not.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -58,6 +59,7 @@ class Search:
     learned: dict[tuple[object, object], int] = field(default_factory=dict)
     poisoned: set[int] = field(default_factory=set)
     stops: list[Stop] = field(default_factory=list)
+    walked: list[int] = field(default_factory=list)
     partners: dict[int, int] = field(default_factory=dict)
     offs: dict[int, float] = field(default_factory=dict)
     found: dict[int, tuple[object, list[tuple[Piece, list[Candidate]]]]] = field(default_factory=dict)
@@ -80,11 +82,13 @@ class Search:
                     return self._outcome([])
             elif stop is None:
                 settle_early(self, node.index)
+            self.walked.append(node.index)
         return self._outcome(self._outputs(outputs))
 
     def _outcome(self, matched: list[tuple[str, str, float]]) -> Outcome:
+        stops = [stop for stop in self.stops if stop.node in self.poisoned]
         return Outcome(
-            self.assignment, self.choices, self.stops, self.partners, self.offs, self.poisoned, matched, self.trials
+            self.assignment, self.choices, stops, self.partners, self.offs, self.poisoned, matched, self.trials
         )
 
     # ------------------------------------------------------------------ one node
@@ -361,26 +365,52 @@ class Search:
 
     # ------------------------------------------------------------------ going back
     def replay(self, stop: Stop, trial: dict[Key, tuple[object, ...]]) -> Stop | None:
-        """Compute again from the first decision of a trial to the stop, with the trial's candidates."""
+        """Compute again from the first decision of a trial to the stop, with the trial's candidates.
+
+        Where that gets past the stop, what else is made of what changed is computed again too.
+        """
         affected = self._affected(trial, stop)
-        self.work += len(affected)
         self.forced |= trial
-        self.assignment.undo(affected)
-        gone = {key for key in self.choices if key[0] in affected}
+        found = self._again(affected)
+        if found is None and stop.reason == "unheld":
+            found = None if self.src.holds(self.dest.run.value(stop.node)) else stop
+        elif found is None and stop.reason == "output":
+            found = self._output_stop(stop.node)
+        return self._again(self._beside(affected)) if found is None else found
+
+    def restore(self, stop: Stop, former: dict[Key, tuple[object, ...]]) -> None:
+        """Go back to the candidates before a trial, in all that is made of them."""
+        self.replay(stop, former)
+        self._again(self._beside(self._affected(former, stop)))
+
+    def _again(self, nodes: set[int]) -> Stop | None:
+        """Decide and compute nodes anew; return the first stop at one that had been passed."""
+        self.work += len(nodes)
+        given_up = {stop.node: stop for stop in self.stops}
+        self.assignment.undo(nodes)
+        gone = {key for key in self.choices if key[0] in nodes}
         self.taken = {candidate: key for candidate, key in self.taken.items() if key not in gone}
         for key in gone:
             del self.choices[key]
-        for index in affected | self._beside(affected, stop):
+        for index in sorted(nodes):
             self.dest.run.forget(index)
             if self.counterparts is not None:
                 self.counterparts.same.pop(index, None)
-        for index in sorted(affected):
+        for index in sorted(nodes):
             found = self.process(index)
-            if found is not None:
+            if found is not None and index not in given_up:
                 return found
-        if stop.reason == "unheld":
-            return None if self.src.holds(self.dest.run.value(stop.node)) else stop
-        return self._output_stop(stop.node) if stop.reason == "output" else None
+            if found is not None:
+                self.poisoned.add(index)
+        return None
+
+    def _beside(self, affected: set[int]) -> set[int]:
+        """The nodes walked already that are made of affected ones and do not lead to the stop."""
+        changed = set(affected)
+        for index in self.walked[bisect_right(self.walked, min(affected)) :]:
+            if any(i in changed for i in self.dest.flow[index].operands):
+                changed.add(index)
+        return changed - affected
 
     def _affected(self, trial: dict[Key, tuple[object, ...]], stop: Stop) -> set[int]:
         """The nodes between the decisions of a trial and the stop."""
@@ -391,15 +421,6 @@ class Search:
             if index in needed and node.role is Role.ACTIVATION and any(i in found for i in node.operands):
                 found.add(index)
         return found | {stop.node}
-
-    def _beside(self, affected: set[int], stop: Stop) -> set[int]:
-        """The nodes before a stop that compute with affected values and are not on the way: they come out anew."""
-        found: set[int] = set()
-        for index in range(min(affected), stop.node + 1):
-            operands = self.dest.flow[index].operands
-            if index not in affected and any(i in affected or i in found for i in operands):
-                found.add(index)
-        return found
 
     def _give_up(self, stop: Stop) -> None:
         self.stops.append(stop)

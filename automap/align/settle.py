@@ -1,7 +1,9 @@
 """What a weight-side value of dest is to be, carried back through the arithmetic on it to the stored weights.
 
 One step at a time: a sum gives its wanted value to one operand and 0 to the other, a product gives 1, whatever has an
-inverse is inverted on the src side. The result is a guess until dest's value, computed from it, is the wanted one.
+inverse is inverted on the src side. Where a weight is met twice, as in a direction over its length, it takes the wanted
+value itself, and the other factor makes up for what is done with it. Each result is a guess until dest's value,
+computed from it, is the wanted one.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,15 +61,19 @@ class Unsettled(Exception):
     """An op on the way to the stored weights has no inverse here."""
 
 
-def settled(dest: Side, src: Source, wanted: Wanted, is_open: Callable[[int], bool]) -> list[Wanted] | None:
-    """Return what each stored weight of dest is to be, or None where the arithmetic cannot be undone.
+def settled(dest: Side, src: Source, wanted: Wanted, is_open: Callable[[int], bool]) -> Iterator[list[Wanted]]:
+    """Yield what each stored weight of dest may have to be; nothing where the arithmetic cannot be undone.
 
     is_open tells of a weight-side dest value whether anything behind it is still undecided.
     """
-    try:
-        return list(_Settling(dest, src, is_open).carried_back(wanted))
-    except Unsettled:
-        return None
+    for is_direct in (False, True):
+        settling = _Settling(dest, src, is_open)
+        try:
+            first = settling.direct(wanted) if is_direct else None
+            if first is not None or not is_direct:
+                yield [*([first] if first is not None else []), *settling.carried_back(wanted)]
+        except Unsettled:
+            continue
 
 
 @dataclass(slots=True)
@@ -89,9 +96,26 @@ class _Settling:
         for step in _moved_back(self.dest, node, wanted) if is_layout else self._undone(node, wanted):
             yield from self.carried_back(step)
 
+    def direct(self, wanted: Wanted) -> Wanted | None:
+        """What the one full-sized stored weight among the factors of a value is, if it is the wanted value itself."""
+        node = self.dest.flow[wanted.value]
+        if node.op == "weight":
+            is_whole = wanted.source is not None and len(wanted.places) == math.prod(node.shape)
+            if not is_whole or not self.is_open(node.index):
+                return None
+            self.known[node.index] = self._laid_out(wanted, node)
+            return wanted
+        if node.op in MOVES and node.op != "part":
+            steps = list(_moved_back(self.dest, node, wanted))
+            return self.direct(steps[0]) if len(steps) == 1 else None
+        full = [i for i in dict.fromkeys(node.operands) if self.dest.flow[i].shape == node.shape]
+        found = (self.direct(replace(wanted, value=i)) for i in full if node.op == "mul")
+        return next((f for f in found if f is not None), None)
+
     def _laid_out(self, wanted: Wanted, node: Node) -> int:
-        """The src value that a stored weight of dest is, in the weight's own order and shape."""
-        assert wanted.source is not None
+        """The src value that a weight-side value of dest is, in its own order and shape."""
+        if wanted.source is None or len(wanted.places) != math.prod(node.shape):
+            raise Unsettled
         values = taken(self.src, wanted.source, wanted.source_places[torch.argsort(wanted.places)])
         return self.src.derive("reshape", torch.reshape, Ref(values), node.shape)
 
@@ -163,23 +187,32 @@ class _Settling:
         if wanted.source is None:
             made = self.src.derive(node.op, function, Ref(rest), wanted.fill)
         else:
-            shaped = self.src.derive("reshape", torch.reshape, Ref(wanted.source), node.shape)
-            made = self.src.derive(node.op, function, Ref(rest), Ref(shaped))
+            made = self.src.derive(node.op, function, Ref(rest), Ref(self._laid_out(wanted, node)))
         if self.src.flow[made].shape != self.dest.flow[other].shape:
-            raise Unsettled
+            made = self._narrowed(made, node, other)
         places = torch.arange(_size(self.dest, other))
         return Wanted(other, places, made, places)
+
+    def _narrowed(self, made: int, node: Node, other: int) -> int:
+        """One number of a value for each element of an operand that is spread over it."""
+        if self.src.flow[made].shape != node.shape:
+            raise Unsettled
+        shape = self.dest.flow[other].shape
+        spread = torch.arange(math.prod(shape)).view(shape).expand(node.shape).reshape(-1)
+        first = torch.full((math.prod(shape),), len(spread))
+        return taken(self.src, made, first.scatter_reduce(0, spread, torch.arange(len(spread)), "amin"))
 
     def _mirrored(self, index: int) -> int:
         """A value of dest's, computed on the src side from what its weights are settled to be."""
         if index in self.known:
             return self.known[index]
         node = self.dest.flow[index]
-        if node.role is not Role.WEIGHT or node.kwargs:
+        if node.role is not Role.WEIGHT:
             raise Unsettled
         args = replace_refs(node.args, lambda i: Ref(self._mirrored(i)))
         assert node.function is not None
-        return self.src.derive(node.op, node.function, *_hashable(args))
+        function = partial(node.function, **node.kwargs) if node.kwargs else node.function
+        return self.src.derive(node.op, function, *_hashable(args))
 
 
 def _hashable(value: Any) -> Any:

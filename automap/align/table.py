@@ -72,6 +72,7 @@ class Side:
         self._traces: dict[int, tuple[Trace, ...]] = {}
         self._parts: dict[int, tuple[Part, ...]] = {}
         self._essential: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+        self._distinct: dict[int, Tensor] = {}
 
     @cached_property
     def labels(self) -> list[Label]:
@@ -134,6 +135,11 @@ class Side:
 
     def distinct(self, weight: int) -> Tensor:
         """Return the places in a weight-side value where each of its elements stands first, in order."""
+        if weight not in self._distinct:
+            self._distinct[weight] = self._first_places(weight)
+        return self._distinct[weight]
+
+    def _first_places(self, weight: int) -> Tensor:
         _, places = self.essential(weight)
         found = self.traces(weight)
         if not found:
@@ -356,7 +362,7 @@ class Source(Side):
     def alike(self, form: LinearForm, kind: str, tolerance: float, among: str = "linear") -> list[LinearForm]:
         """The src products of a kind that may meet what a form meets: told by their mean square, stacks always.
 
-        among names what is searched: `linear`, `patches`, `inputless` or `absorbed`.
+        among names what is searched: `linear`, `patches`, `inputless`, `absorbed` or `unscaled`.
         """
         if among not in self._sorted:
             self._sorted[among] = BySize(getattr(self, among))
@@ -375,6 +381,13 @@ class Source(Side):
 
         found = (absorbed(self, form) for form in self.linear)
         return [form for form in found if form is not None]
+
+    @cached_property
+    def unscaled(self) -> list[LinearForm]:
+        """The products of data that a number multiplies, as products of the data before that."""
+        from automap.align.unscaled import unscaled_products
+
+        return unscaled_products(self)
 
     @cached_property
     def inputless(self) -> list[LinearForm]:

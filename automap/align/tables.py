@@ -208,12 +208,18 @@ def _rows_claim(mine: int, other: int, table: tuple[int, ...], theirs: tuple[int
 
 def _lookups(dest: Side, src: Source, form: Lookup) -> list[Lookup]:
     """Src's tables, those multiplied with a number afterwards also as if that were done already."""
-    is_shared = dest.is_shared(form.weight)
+    is_shared = dest.is_shared(form.weight) and not _is_only_looked_up(dest, form.weight)
     found = []
     for other in src.lookups:
         effective = None if is_shared else folded_lookup(src, other, dest.flow, form.node)
         found += [effective, other] if effective is not None else [other]
     return found
+
+
+def _is_only_looked_up(side: Side, table: int) -> bool:
+    """Whether rows of a table are chosen and nothing else is done with it."""
+    readers = [side.flow[i] for i in side.flow.readers.get(table, ())]
+    return all(node.op == "lookup" and node.operands.count(table) == 1 for node in readers)
 
 
 def _row_size(shape: tuple[int, ...]) -> int:

@@ -1,8 +1,7 @@
 """Tells buffers that are constants of the architecture (masks, coordinate tables) from buffers that are state.
 
-A buffer is fixed where it is only compared, never computed with, where it is a mask of zeros and ones, or where the
-other
-model holds the very same values.
+A buffer is fixed where it is only compared, never computed with, where it is a mask of zeros and ones, where the other
+model holds the very same values, or where it adds nothing and the other model has no tensor of its size.
 """
 
 from __future__ import annotations
@@ -33,12 +32,14 @@ def fixed_buffers(mine: Capture, other: Capture) -> frozenset[str]:
     """Return the names of mine's buffers that are constants, given what the other model holds."""
     nodes = {node.name: node for node in mine.graph.nodes}
     buffers = [w.tensor for w in other.weights.values() if not w.is_parameter]
+    sizes = {w.tensor.numel() for w in other.all_weights}
     found = set()
     for name, weight in mine.weights.items():
         if weight.is_parameter:
             continue
         value = weight.tensor
-        is_plain = _is_only_compared(nodes[name]) or _is_binary(value)
+        adds_nothing = value.numel() not in sizes and _is_only_added(nodes[name]) and not bool(value.any())
+        is_plain = _is_only_compared(nodes[name]) or _is_binary(value) or adds_nothing
         is_shared = any(_holds_same(value, t) for t in other.constants.values())
         if is_plain or is_shared or (_is_table(value) and any(_holds_same(value, t) for t in buffers)):
             found.add(weight.name)
@@ -53,6 +54,10 @@ def _is_only_compared(node: fx.Node) -> bool:
         if name not in _COMPARISONS and not (name in _LAYOUT and _is_only_compared(user)):
             return False
     return True
+
+
+def _is_only_added(node: fx.Node) -> bool:
+    return bool(node.users) and all(str(user.target).startswith("aten.add.") for user in node.users)
 
 
 def _is_binary(value: Tensor) -> bool:

@@ -47,6 +47,10 @@ ELSE = recorded(noise(6, seed=12))
         pytest.param(recorded(torch.zeros(6)), recorded(torch.zeros(6)), False, id="near-miss-all-alike"),
         pytest.param(recorded(torch.tensor([0.0, 1, 1, 0, 1, 0])), ELSE, True, id="zeros-and-ones"),
         pytest.param(recorded(torch.ones(6)), ELSE, False, id="near-miss-ones-only"),
+        pytest.param(recorded(torch.zeros(6), torch.add), recorded(noise(1)), True, id="adds-nothing"),
+        pytest.param(recorded(torch.zeros(6), torch.add), ELSE, False, id="near-miss-a-tensor-of-its-size"),
+        pytest.param(recorded(torch.zeros(6), torch.sub), recorded(noise(1)), False, id="near-miss-a-mean-of-zeros"),
+        pytest.param(recorded(TABLE, torch.add), recorded(noise(1)), False, id="near-miss-adds-numbers"),
         pytest.param(recorded(TABLE, lambda x, t: torch.where(t > 0, x, 0.0)), ELSE, True, id="only-compared"),
         pytest.param(
             recorded(TABLE, lambda x, t: torch.where(t[None] > 0, x, t)), ELSE, False, id="near-miss-compared-and-used"

@@ -23,8 +23,21 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
     return total(builder, args[0], other)
 
 
+def _unchanged(builder: Builder, left: Any, right: Any, neutral: float) -> Ref | None:
+    """The operand that the other one, a plain number that is neutral, leaves as it is, or None."""
+    for value, number in ((left, right), (right, left)):
+        origin = builder.nodes[value.index].origin if isinstance(value, Ref) else None
+        dtype = origin.meta.get("dtype") if origin is not None else None
+        if dtype is not None and dtype.is_floating_point and isinstance(number, (int, float)) and number == neutral:
+            return value  # type: ignore[no-any-return]
+    return None
+
+
 def product(builder: Builder, left: Any, right: Any) -> Ref:
     """`left * right`, a weight among the factors last: `x * (s * w)` is `(x * s) * w`."""
+    same = _unchanged(builder, left, right, 1)
+    if same is not None:
+        return same
     for data, scaled_data in ((left, right), (right, left)):
         inner = weighted(builder, scaled_data)
         if inner is not None and builder.role(data) is Role.ACTIVATION:
@@ -83,6 +96,9 @@ def weighted(builder: Builder, value: Any) -> tuple[Ref, Ref] | None:
 
 def total(builder: Builder, left: Any, right: Any) -> Ref:
     """`left + right`, a weight that multiplies both taken out: `x * w + (b + y * w)` is `(x + y) * w + b`."""
+    same = _unchanged(builder, left, right, 0)
+    if same is not None:
+        return same
     for whole, rest in ((left, right), (right, left)):
         spread = _over_parts(builder, whole, rest)
         if spread is not None:
@@ -178,6 +194,9 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
 @rule(aten.div.Tensor, aten.div.Scalar)
 def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
     value, divisor = args
+    same = _unchanged(builder, value, divisor, 1) if isinstance(value, Ref) else None
+    if same is not None:
+        return same
     if isinstance(divisor, Ref) and builder.role(divisor) is Role.WEIGHT:
         divisor = builder.add("reciprocal", torch.reciprocal, divisor, shape=builder.shape(divisor))
         return builder.add("mul", torch.mul, value, divisor, shape=_out(builder))
