@@ -103,8 +103,9 @@ class Counterparts:
             key = self._key(self.dest, node, self._open_dest)
         except _Unlike:
             return None
-        steps = self.dest.next_steps[index]
-        found = [i for i in self._open.get(key, []) if self.src.next_steps[i] == steps]
+        depth = 2 if node.op in ("matmul", "convolution") else 1
+        steps = self.dest.next_steps[index][:depth]
+        found = [i for i in self._open.get(key, []) if self.src.next_steps[i][:depth] == steps]
         if len(found) > 1:  # told apart by what follows, as far as that is looked at
             label = self.dest.labels[index]
             found = [i for i in found if self.src.labels[i] == label]

@@ -12,8 +12,8 @@ from automap.canonical.flow import Flow, Node, Role
 from automap.canonical.rules.layout import MOVES
 
 DEPTH = 6
-#: how many ops are looked at to see that dest goes on as src does
-_STEPS = 3
+#: how many ops after one are looked at to see that dest goes on as src does: behind a product, a bias and what scales it
+_STEPS = 2
 #: what follows a value, one entry for each depth
 Label: TypeAlias = tuple[Hashable, ...]
 _SILENT = (MOVES - {"cat", "stack"}) | {"cast"}

@@ -60,7 +60,7 @@ def _products(side: Side, index: int) -> int:
 def _total(src: Source, product: int, count: int, least: int) -> int | None:
     """The sum of the biases of all products that one is added up with, where there are as many as on the other side."""
     inside = _terms(src.flow, _top(src.flow, product))
-    forms = {form.node: form for form in src.linear if form.node in inside}
+    forms = {form.node: form for i in inside if (form := src.product_at(i)) is not None}
     shifts = [shift for form in forms.values() if (shift := shift_behind(src, form)) is not None]
     widths = {form.groups * form.width for form in forms.values()}
     if product not in forms or len(forms) != count or len(shifts) < max(least, 1) or len(widths) != 1:

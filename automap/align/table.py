@@ -312,6 +312,13 @@ class Source(Side):
             if form is not None:
                 found.append(form)
 
+    def product_at(self, index: int) -> LinearForm | None:
+        """Return the product with a weight that a node is, or None."""
+        node = self.flow[index]
+        if node.op not in ("matmul", "convolution") or not weight_operands(self.flow, node):
+            return None
+        return self.linear_form(node, weight_operands(self.flow, node)[-1])
+
     def elements_on(self, data: int, kind: str) -> list[ElementForm]:
         """Return the tables of a kind that one value meets."""
         readers = [self.flow[r] for r in self.flow.readers.get(data, ())]
