@@ -1,0 +1,98 @@
+"""What dest does just as src does is matched by its ops, whatever the shapes, and numbers decide on the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from models import noise, randomized
+from models.nets import Net
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import automap
+from automap.align import Solution, solve
+from automap.align import run as runs
+from automap.capture import capture
+from automap.inputs import Inputs
+
+WIDTH = 6
+
+
+def block(is_flat: bool = False, *, is_scaled: bool = False) -> nn.Module:
+    """A norm, a layer and a residual, on rows of any number of dims; perhaps with a scale behind the layer."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, WIDTH) if is_flat else x
+        rows = net.norm(rows)
+        rows = F.linear(F.gelu(net.up(rows)), net.down.weight, net.down.bias)
+        rows = rows * net.scale if is_scaled else rows
+        return x + rows.reshape(x.shape)
+
+    scale = {"scale": nn.Parameter(torch.ones(WIDTH))} if is_scaled else {}
+    layers = {"norm": nn.LayerNorm(WIDTH), "up": nn.Linear(WIDTH, 9), "down": nn.Linear(9, WIDTH)}
+    return Net(forward, **layers, **scale)
+
+
+def solved(src: nn.Module, dest: nn.Module, *inputs: Tensor) -> Solution:
+    given = Inputs(inputs, {})
+    return solve(capture(src, given), capture(dest, given), dest, given, seed=0)
+
+
+def decided_by_ops(solution: Solution) -> list[bool]:
+    return ["same" in choice.taken.key for choice in solution.outcome.choices.values()]
+
+
+def test_models_that_differ_in_shapes_alone_are_matched_without_computing_anything() -> None:
+    src = randomized(nn.Sequential(block(), block()), 1)
+    dest = randomized(nn.Sequential(block(is_flat=True), block()), 2)
+    with mock.patch.object(runs, "compute", side_effect=AssertionError("computed")):
+        solution = solved(src, dest, noise(2, 5, WIDTH))
+    assert decided_by_ops(solution)
+    assert all(decided_by_ops(solution))
+    assert automap.transfer(src, dest, noise(2, 5, WIDTH)).is_equal
+
+
+def test_a_product_that_goes_on_otherwise_is_left_to_numbers() -> None:
+    """Src scales what its layer gives and dest does not: the layer's weight is not taken as it is."""
+    src, dest = randomized(block(is_scaled=True), 1), randomized(block(), 2)
+    result = automap.transfer(src, dest, noise(2, 5, WIDTH))
+    assert result.is_equal
+    assert torch.allclose(dest.down.weight, src.down.weight * src.scale[:, None])  # type: ignore[operator, union-attr]
+
+
+def test_which_of_two_interchangeable_branches_is_which_is_not_told_by_ops() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.a(x) + net.b(x)
+
+    src, dest = (randomized(Net(forward, a=nn.Linear(6, 4), b=nn.Linear(6, 4)), seed) for seed in (1, 2))
+    solution = solved(src, dest, noise(5, 6))
+    products = {node.index for node in solution.dest.flow.nodes if node.op == "matmul"}
+    decided = [choice for key, choice in solution.outcome.choices.items() if key[0] in products]
+    assert len(decided) == 2
+    assert all(len(choice.candidates) > 1 for choice in decided)
+
+
+class Recurrent(nn.Module):
+    """Two loops one after the other, each from a state of zeros, which are the same numbers."""
+
+    def __init__(self, is_split: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTM(4, 5), nn.LSTM(5, 5)
+        self.mix = nn.ModuleList(nn.Linear(5, 5) for _ in range(2)) if is_split else nn.Linear(5, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)[0]
+        parts = [m(x) for m in self.mix] if isinstance(self.mix, nn.ModuleList) else self.mix(x).chunk(2, -1)
+        return self.second(torch.tanh(parts[0]) * parts[1])[0]
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_states_of_zeros_are_not_one_because_they_hold_the_same_numbers(is_split: bool) -> None:
+    src, dest = randomized(Recurrent(is_split), 1), randomized(Recurrent(not is_split), 2)
+    result = automap.transfer(src, dest, noise(3, 2, 4))
+    assert result.is_equal
+    for name in ("first.bias_hh_l0", "second.bias_hh_l0", "second.weight_hh_l0"):
+        assert torch.equal(src.state_dict()[name], dest.state_dict()[name])
