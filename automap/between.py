@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 
 from automap.align.divergence import scalars
-from automap.align.table import Side
+from automap.align.side import Side
 from automap.canonical.flow import Flow, Node, Role
 from automap.canonical.rules.layout import MOVES
 

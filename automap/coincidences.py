@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from automap.align.divergence import constant_operands, origin_ops, scalars
+from automap.align.side import Side
 from automap.align.solve import Solution
-from automap.align.table import Side
 from automap.canonical.flow import Flow, Node, Role, site_of
 from automap.canonical.rules.layout import MOVES
 from automap.findings import Finding

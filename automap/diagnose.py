@@ -9,8 +9,8 @@ from automap.align.candidates import Candidate
 from automap.align.choices import Stop
 from automap.align.divergence import Values
 from automap.align.moments import EXACT
+from automap.align.side import Side
 from automap.align.solve import Solution
-from automap.align.table import Side
 from automap.canonical.flow import Flow, Role, site_of
 from automap.causes import explain_stop
 from automap.coincidences import unreached, unturned

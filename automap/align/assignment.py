@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from automap.align.settle import Wanted, settled
-from automap.align.table import Side, Source
+from automap.align.side import Side
+from automap.align.table import Source
 from automap.canonical.evaluate import compute
 from automap.canonical.flow import Role
 from automap.canonical.provenance import Trace

@@ -18,7 +18,8 @@ from torch import Tensor
 from automap.align.assignment import Assignment, Claim
 from automap.align.candidates import Candidate, certain
 from automap.align.forms import ElementForm
-from automap.align.table import Side, Source
+from automap.align.side import Side
+from automap.align.table import Source
 from automap.canonical.flow import Flow, Node, Ref, Role
 
 Key: TypeAlias = tuple[Hashable, ...]

@@ -9,7 +9,8 @@ import torch
 
 from automap.align.candidates import Piece
 from automap.align.forms import LinearForm
-from automap.align.table import Side, Source
+from automap.align.side import Side
+from automap.align.table import Source
 
 
 def read(side: Side, form: LinearForm) -> list[Piece]:

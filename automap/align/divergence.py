@@ -15,8 +15,8 @@ from torch import Tensor
 
 from automap.align.choices import Stop
 from automap.align.moments import EXACT, distance, moments
+from automap.align.side import Side
 from automap.align.solve import Solution
-from automap.align.table import Side
 from automap.canonical.flow import Flow, Node, Role
 from automap.canonical.rules.layout import MOVES
 

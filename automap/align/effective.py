@@ -16,7 +16,8 @@ from torch import Tensor
 
 from automap.align.forms import ElementForm, LinearForm, center, contiguous, element_form
 from automap.align.moments import clean, moments
-from automap.align.table import Lookup, Source
+from automap.align.side import Lookup
+from automap.align.table import Source
 from automap.canonical.flow import Flow, Node, Ref, Role
 from automap.canonical.provenance import moved
 from automap.canonical.rules.layout import MOVES

@@ -12,7 +12,7 @@ from automap.canonical.flow import Flow, Node, Role
 from automap.canonical.rules.layout import MOVES
 
 DEPTH = 6
-#: how many ops after one are looked at to see that dest goes on as src does: behind a product, a bias and what scales it
+#: so many ops after one are looked at to see that dest goes on as src does: a bias, and what scales the sum
 _STEPS = 2
 #: what follows a value, one entry for each depth
 Label: TypeAlias = tuple[Hashable, ...]

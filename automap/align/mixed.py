@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from automap.align.forms import LinearForm, center
 from automap.align.moments import clean, moments
-from automap.align.table import Side
+from automap.align.side import Side
 from automap.canonical.flow import Flow, Node, Role
 from automap.canonical.rules.layout import MOVES
 

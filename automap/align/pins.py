@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from automap.align.table import Side, Source
+from automap.align.side import Side
+from automap.align.table import Source
 from automap.canonical.flow import Flow
 from automap.errors import InputError
 

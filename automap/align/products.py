@@ -21,7 +21,8 @@ from automap.align.forms import LinearForm, is_near, unfolded
 from automap.align.labels import similarity
 from automap.align.mixed import unmixed
 from automap.align.moments import CLOSE, EXACT, ROUNDED, bijection, clean, distance, row_order
-from automap.align.table import Side, Source
+from automap.align.side import Side
+from automap.align.table import Source
 from automap.align.thaw import thawed_order
 from automap.align.unscaled import divided, unscaled
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from automap.align.choices import Key, Stop
+from automap.align.replay import replay, restore
 from automap.align.scale import Factor, proportional, rescaled, steady
 from automap.align.second import Second
 from automap.canonical.flow import Ref, Role
@@ -82,9 +83,9 @@ def _rescale_pieces(search: Search, stop: Stop, keys: list[Key], ratio: float | 
     if any(search.offered.get(key) is candidate for key, candidate in former.items()):
         return False
     search.offered |= {key: rescaled(search.src, candidate, ratio) for key, candidate in former.items()}
-    if search.replay(stop, {key: search.offered[key].id for key in keys}) is None:
+    if replay(search, stop, {key: search.offered[key].id for key in keys}) is None:
         return True
-    search.restore(stop, {key: candidate.id for key, candidate in former.items()})
+    restore(search, stop, {key: candidate.id for key, candidate in former.items()})
     for key in keys:
         del search.offered[key]
     return False
@@ -101,9 +102,9 @@ def repair(search: Search, stop: Stop) -> bool:
         search.trials += 1
         if search.work > allowed:
             break
-        if search.replay(stop, {**trial}) is None:
+        if replay(search, stop, {**trial}) is None:
             return True
-    search.restore(stop, before)
+    restore(search, stop, before)
     return False
 
 

@@ -11,7 +11,8 @@ from automap.align.assignment import Claim
 from automap.align.candidates import Candidate
 from automap.align.moments import EXACT, moments
 from automap.align.second import Second
-from automap.align.table import Side, Source
+from automap.align.side import Side
+from automap.align.table import Source
 from automap.canonical.flow import Ref, Role
 
 _MOST_NODES = 400

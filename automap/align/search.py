@@ -1,12 +1,11 @@
 """Walks dest in order, gives every weight the src counterpart that meets the same values, and checks each guess.
 
-Where several counterparts fit, the likest is tried; the guess is confirmed when what follows is found in src again, and
+What ops alone tell (`counterparts`) is taken first. Where several counterparts fit, the likest is tried; the guess is confirmed when what follows is found in src again, and
 revised, alone or with others still open, when it is not.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -23,8 +22,9 @@ from automap.align.pins import Pin, fits_pins
 from automap.align.products import linear_candidates
 from automap.align.rests import with_rest
 from automap.align.revise import keep_own, mend, settle_early
+from automap.align.side import Lookup, Side, Slot, weight_operands
 from automap.align.sums import sums_with, tables_of_sum, whole_bias
-from automap.align.table import Lookup, Side, Slot, Source, weight_operands
+from automap.align.table import Source
 from automap.align.tables import (
     bias_candidates,
     element_candidates,
@@ -363,74 +363,12 @@ class Search:
                 self.learned[pair] = self.learned.get(pair, 0) + 1
         self.ripe[index] = frozenset()
 
-    # ------------------------------------------------------------------ going back
-    def replay(self, stop: Stop, trial: dict[Key, tuple[object, ...]]) -> Stop | None:
-        """Compute again from the first decision of a trial to the stop, with the trial's candidates.
-
-        Where that gets past the stop, what else is made of what changed is computed again too.
-        """
-        affected = self._affected(trial, stop)
-        self.forced |= trial
-        found = self._again(affected)
-        if found is None and stop.reason == "unheld":
-            found = None if self.src.holds(self.dest.run.value(stop.node)) else stop
-        elif found is None and stop.reason == "output":
-            found = self._output_stop(stop.node)
-        return self._again(self._beside(affected)) if found is None else found
-
-    def restore(self, stop: Stop, former: dict[Key, tuple[object, ...]]) -> None:
-        """Go back to the candidates before a trial, in all that is made of them."""
-        self.replay(stop, former)
-        self._again(self._beside(self._affected(former, stop)))
-
-    def _again(self, nodes: set[int]) -> Stop | None:
-        """Decide and compute nodes anew; return the first stop at one that had been passed."""
-        self.work += len(nodes)
-        given_up = {stop.node: stop for stop in self.stops}
-        self.assignment.undo(nodes)
-        gone = {key for key in self.choices if key[0] in nodes}
-        self.taken = {candidate: key for candidate, key in self.taken.items() if key not in gone}
-        for key in gone:
-            del self.choices[key]
-        for index in sorted(nodes):
-            self.dest.run.forget(index)
-            if self.counterparts is not None:
-                self.counterparts.same.pop(index, None)
-        for index in sorted(nodes):
-            found = self.process(index)
-            if found is not None and index not in given_up:
-                return found
-            if found is not None:
-                self.poisoned.add(index)
-        return None
-
-    def _beside(self, affected: set[int]) -> set[int]:
-        """The nodes walked already that are made of affected ones and do not lead to the stop."""
-        changed = set(affected)
-        for index in self.walked[bisect_right(self.walked, min(affected)) :]:
-            if any(i in changed for i in self.dest.flow[index].operands):
-                changed.add(index)
-        return changed - affected
-
-    def _affected(self, trial: dict[Key, tuple[object, ...]], stop: Stop) -> set[int]:
-        """The nodes between the decisions of a trial and the stop."""
-        needed = self.dest.flow.ancestors([stop.node])
-        found = {key[0] for key in trial}
-        for index in range(min(found), stop.node + 1):
-            node = self.dest.flow[index]
-            if index in needed and node.role is Role.ACTIVATION and any(i in found for i in node.operands):
-                found.add(index)
-        return found | {stop.node}
-
     def _give_up(self, stop: Stop) -> None:
         self.stops.append(stop)
         self.poisoned.add(stop.node)
 
     # ------------------------------------------------------------------ outputs
-    def _output_stop(self, index: int) -> Stop | None:
-        return None if self._output_partner(index) is not None else Stop(index, "output")
-
-    def _output_partner(self, index: int) -> tuple[str, float] | None:
+    def output_partner(self, index: int) -> tuple[str, float] | None:
         """The src output that equals a dest output, and how far off it is."""
         if index in self.poisoned:
             return None
@@ -453,10 +391,10 @@ class Search:
         for path, index in outputs:
             if self.dest.flow[index].role is not Role.ACTIVATION and self.dest.flow[index].role is not Role.CONSTANT:
                 continue
-            partner = self._output_partner(index)
+            partner = self.output_partner(index)
             if partner is None and index not in self.poisoned:
                 stop = Stop(index, "output")
-                partner = self._output_partner(index) if mend(self, stop) else None
+                partner = self.output_partner(index) if mend(self, stop) else None
             if partner is not None:
                 self.confirm(index, partner[1])
                 matched.append((partner[0], path, partner[1]))

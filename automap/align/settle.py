@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from automap.align.effective import taken
-from automap.align.table import Side, Source
+from automap.align.side import Side
+from automap.align.table import Source
 from automap.canonical.flow import Node, Ref, Role, replace_refs
 from automap.canonical.provenance import moved
 from automap.canonical.rules.layout import MOVES

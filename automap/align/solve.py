@@ -20,7 +20,8 @@ from automap.align.counterparts import Counterparts
 from automap.align.draw import draw_weights, own_weights
 from automap.align.pins import parsed_pins
 from automap.align.search import Search
-from automap.align.table import Side, Source
+from automap.align.side import Side
+from automap.align.table import Source
 from automap.canonical.fixed import fixed_buffers
 from automap.canonical.flow import Flow
 from automap.canonical.lower import lower

@@ -14,7 +14,8 @@ from automap.align.assignment import Claim
 from automap.align.candidates import Candidate, certain
 from automap.align.effective import shift_behind
 from automap.align.forms import ElementForm
-from automap.align.table import Side, Source
+from automap.align.side import Side
+from automap.align.table import Source
 from automap.canonical.flow import Flow, Ref, Role
 from automap.canonical.rules.layout import MOVES
 

@@ -14,7 +14,8 @@ from automap.align.effective import folded_lookup, shift_behind, terms_behind
 from automap.align.forms import ElementForm, is_near
 from automap.align.labels import similarity
 from automap.align.moments import CLOSE, EXACT, bijection, clean, injection, row_order
-from automap.align.table import Lookup, Side, Slot, Source
+from automap.align.side import Lookup, Side, Slot
+from automap.align.table import Source
 from automap.canonical.rules.layout import MOVES
 
 

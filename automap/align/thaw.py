@@ -13,7 +13,7 @@ from torch import Tensor
 
 from automap.align.forms import LinearForm, convolution_form, matmul_form
 from automap.align.moments import EXACT, bijection
-from automap.align.table import Side
+from automap.align.side import Side
 from automap.canonical.evaluate import compute
 from automap.canonical.flow import Role
 

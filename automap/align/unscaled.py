@@ -10,7 +10,8 @@ from torch import Tensor
 from automap.align.assignment import Claim
 from automap.align.candidates import Candidate, Piece
 from automap.align.forms import LinearForm, center
-from automap.align.table import Side, Source
+from automap.align.side import Side
+from automap.align.table import Source
 from automap.canonical.flow import Ref, Role
 from automap.canonical.rules.layout import MOVES
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from automap.align.assignment import ONE, UNKNOWN, ZERO, Assignment, Claim
 from automap.align.draw import own_weights
-from automap.align.table import Side, Source
+from automap.align.side import Side
+from automap.align.table import Source
 from automap.canonical import lower
 from automap.canonical.flow import Role
 from automap.capture import record
