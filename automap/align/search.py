@@ -1,7 +1,7 @@
 """Walks dest in order, gives every weight the src counterpart that meets the same values, and checks each guess.
 
-What ops alone tell (`counterparts`) is taken first. Where several counterparts fit, the likest is tried; the guess is confirmed when what follows is found in src again, and
-revised, alone or with others still open, when it is not.
+What ops alone tell is taken first. Where several counterparts fit, the likest is tried; the guess is confirmed when
+what follows is found in src again, and revised, alone or with others still open, when it is not.
 """
 
 from __future__ import annotations
