@@ -34,7 +34,7 @@ def match(
     """Return how dest's weights are made of src's, what stands in the way, and how sure each part is.
 
     Nothing is modified: both models run in eval mode, once each (large ones once more on random weights, to confirm
-    a plan that was found on narrow twins), and are left as found.
+    a plan that was found on narrow twins; dest once more where it reads its own values), and are left as found.
 
     Args:
         src: the model that has the weights.

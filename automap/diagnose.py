@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from automap.align.candidates import Candidate
 from automap.align.choices import Stop
 from automap.align.divergence import Values
 from automap.align.moments import EXACT
@@ -66,25 +65,20 @@ def _stop_findings(solution: Solution, stops: list[Stop]) -> list[Finding]:
     return list(found.values())
 
 
-def _src_node(candidate: Candidate) -> int:
-    """The src op that a candidate is about, -1 where it is a constant."""
-    return next((part for part in candidate.key if isinstance(part, int)), -1)
-
-
 def _cut_findings(solution: Solution) -> list[Finding]:
     """Src uses whose outputs dest takes only in part, or twice: another number of classes, say."""
     choices = solution.outcome.choices.values()
     src, dest = solution.src.flow, solution.dest.flow
     found = []
-    runs = [(_src_node(c.taken), c.taken.key) for c in choices if "run" in c.taken.key]
+    runs = [(c.taken.src_node, c.taken.key) for c in choices if "run" in c.taken.key]
     for node in sorted({node for node, _ in runs}):
-        cut = [c for c in choices if "run" in c.taken.key and _src_node(c.taken) == node]
-        offered = {k.key for c in cut for k in c.candidates if "run" in k.key and _src_node(k) == node}
+        cut = [c for c in choices if "run" in c.taken.key and c.taken.src_node == node]
+        offered = {k.key for c in cut for k in c.candidates if "run" in k.key and k.src_node == node}
         if offered != {key for other, key in runs if other == node}:
             site = site_of(src, node)
             text = f"dest takes only some outputs of `{site.name}` ({site.kind}): another number of classes or of heads"
             found.append(Finding("shape-differs", text, site, None))
-    pieces = Counter((c.key[0], c.key[1], c.taken.key, _src_node(c.taken)) for c in choices)
+    pieces = Counter((c.key[0], c.key[1], c.taken.key, c.taken.src_node) for c in choices)
     for (node, _, _, theirs), count in pieces.items():
         if count > 1:
             site = site_of(dest, node)

@@ -39,6 +39,11 @@ class Candidate:
         """What tells this candidate from the others of one use."""
         return (*self.key, self.is_folded)
 
+    @property
+    def src_node(self) -> int:
+        """The src op that it is about, -1 where it is a constant."""
+        return next((part for part in self.key if isinstance(part, int)), -1)
+
     @cached_property
     def claims(self) -> tuple[Claim, ...]:
         """What this candidate says about weights."""

@@ -8,6 +8,7 @@ Where spellings differ, numbers decide, and from the first value that src has as
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -18,7 +19,8 @@ from torch import Tensor
 from automap.align.assignment import Assignment, Claim
 from automap.align.candidates import Candidate, certain
 from automap.align.forms import ElementForm
-from automap.align.side import Side
+from automap.align.outputs import has_same_numbers
+from automap.align.side import Side, weight_operands
 from automap.align.table import Source
 from automap.canonical.flow import Flow, Node, Ref, Role
 
@@ -57,7 +59,7 @@ class Counterparts:
     _first: dict[int, int] = field(default_factory=dict)
     _open: dict[Key, list[int]] = field(default_factory=dict)
     _patterns: dict[tuple[bool, int], Hashable] = field(default_factory=dict)
-    _by_probe: dict[int, tuple[Tensor, list[int]]] | None = None
+    _by_probe: dict[int, list[tuple[float, int]]] | None = None
     _alike: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class Counterparts:
             if node.role is not Role.CONSTANT:
                 self._first[node.index] = self._numbered(node)
         for index, value in self.dest.flow.inputs.items():
-            twin = next((i for i, other in self.src.flow.inputs.items() if _is_same_input(value, other)), None)
+            twin = next((i for i, other in self.src.flow.inputs.items() if has_same_numbers(value, other)), None)
             if twin is not None:
                 self.same[index] = self._first[twin]
 
@@ -77,7 +79,7 @@ class Counterparts:
             return self._first.get(node.operands[0], node.index)
         try:
             found = self._exact.setdefault(self._key(self.src, node, self._of_src), node.index)
-            if found == node.index and node.role is Role.ACTIVATION and _weights_of(self.src.flow, node):
+            if found == node.index and weight_operands(self.src.flow, node):
                 self._open.setdefault(self._key(self.src, node, self._open_src), []).append(node.index)
         except _Unlike:
             return node.index
@@ -85,9 +87,14 @@ class Counterparts:
 
     # ------------------------------------------------------------------ one dest node
     def repeated(self, index: int) -> int | None:
-        """Return the src node that does the same as a dest node whose weights are decided, or None."""
+        """Return the src node that does the same as a dest node whose weights are decided, and keep it; or None."""
         self.same.pop(index, None)
-        node = self.dest.flow[index]
+        twin = self._repeated(self.dest.flow[index])
+        if twin is not None:
+            self.same[index] = twin
+        return twin
+
+    def _repeated(self, node: Node) -> int | None:
         if _is_reshaped(node):
             return self.same.get(node.operands[0])
         try:
@@ -119,10 +126,9 @@ class Counterparts:
         channels = _channels(self.src.flow, twin)
         return Candidate(certain(*claims), (twin.index, "same"), (), 0.0, channels=channels)
 
-    def note(self, index: int, twin: int | None = None) -> None:
-        """Keep the src node that has the same value as a dest node: the one given, else one with the same numbers."""
-        if twin is None:
-            twin = self._with_value(self.dest.run.value(index))
+    def note(self, index: int) -> None:
+        """Keep the src node that has the same numbers as a dest node, if there is one."""
+        twin = self._with_value(self.dest.run.value(index))
         if twin is not None:
             self.same[index] = twin
 
@@ -161,14 +167,12 @@ class Counterparts:
         return (node.op, node.function, shapes, args, _frozen(node.kwargs, operand))
 
     def _of_src(self, index: int) -> Hashable:
-        if self.src.flow[index].role is Role.CONSTANT:
-            return _content(self.src.run.value(index))
-        return self._first[index]
+        return self._pattern(self.src, index) if self.src.flow[index].role is Role.CONSTANT else self._first[index]
 
     def _of_dest(self, index: int) -> Hashable:
         node = self.dest.flow[index]
         if node.role is Role.CONSTANT:
-            return _content(self.dest.run.value(index))
+            return self._pattern(self.dest, index)
         found = self._weight(node) if node.role is Role.WEIGHT else self.same.get(index)
         if found is None:
             raise _Unlike
@@ -188,15 +192,17 @@ class Counterparts:
         return self._pattern(self.dest, index) if self.dest.flow[index].role is Role.WEIGHT else self._of_dest(index)
 
     def _pattern(self, side: Side, index: int) -> Hashable:
-        """How a weight-side value is made of stored weights, whichever these are."""
+        """What a constant is, or how a weight-side value is made of stored weights, whichever these are."""
         place = (side is self.src, index)
         if place not in self._patterns:
             node = side.flow[index]
             if node.role is Role.CONSTANT:
-                return _content(side.run.value(index))
-            is_stored = node.op == "weight"
-            inner = ("weight", node.shape) if is_stored else self._key(side, node, lambda i: self._pattern(side, i))
-            self._patterns[place] = inner
+                found = _content(side.run.value(index))
+            elif node.op == "weight":
+                found = ("weight", node.shape)
+            else:
+                found = self._key(side, node, lambda i: self._pattern(side, i))
+            self._patterns[place] = found
         return self._patterns[place]
 
     # ------------------------------------------------------------------ values
@@ -209,29 +215,20 @@ class Counterparts:
             return None
         if self._by_probe is None:
             self._by_probe = self._probed()
-        keys, nodes = self._by_probe.get(value.numel(), (None, []))
-        if keys is None:
-            return None
-        probe = _probe(value)
+        rows, probe = self._by_probe.get(value.numel(), []), _probe(value)
         slack = 1e-9 * (abs(probe) + 1e-3)
-        between = torch.tensor([probe - slack, probe + slack], dtype=torch.float64)
-        first, end = torch.searchsorted(keys, between).tolist()
-        alike = sorted(nodes[first:end])
-        return next((i for i in alike if _is_same(self.src.run.value(i), value)), None)
+        near = rows[bisect_left(rows, (probe - slack,)) : bisect_left(rows, (probe + slack,))]
+        return next((i for i in sorted(i for _, i in near) if _is_same(self.src.run.value(i), value)), None)
 
-    def _probed(self) -> dict[int, tuple[Tensor, list[int]]]:
-        """One number of each src value, by how many it has."""
+    def _probed(self) -> dict[int, list[tuple[float, int]]]:
+        """One number of each src value with its node, in order, by how many numbers it has."""
         found: dict[int, list[tuple[float, int]]] = {}
         for node in self.src.flow.nodes:
             if node.role is Role.ACTIVATION and self._first[node.index] == node.index:
                 value = self.src.run.value(node.index)
                 if isinstance(value, Tensor) and value.dtype == torch.float64 and value.numel():
                     found.setdefault(value.numel(), []).append((_probe(value), node.index))
-        ordered = {count: sorted(rows) for count, rows in found.items()}
-        return {
-            count: (torch.tensor([p for p, _ in rows], dtype=torch.float64), [i for _, i in rows])
-            for count, rows in ordered.items()
-        }
+        return {count: sorted(rows) for count, rows in found.items()}
 
 
 def _is_reshaped(node: Node) -> bool:
@@ -303,10 +300,6 @@ def _content(value: Any) -> Hashable:
     if flat.is_complex() or flat.layout != torch.strided:
         raise _Unlike
     return ("constant", tuple(value.shape), str(value.dtype), hash(flat.contiguous().numpy().tobytes()))
-
-
-def _is_same_input(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.double(), b.double())
 
 
 def _probe(value: Tensor) -> float:

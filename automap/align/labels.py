@@ -1,6 +1,7 @@
 """Structural labels: what happens to a value afterwards, to a given depth, whatever the spelling of the layout.
 
-Labels only order the candidates that values leave open; they never decide.
+Labels order the candidates that values leave open, and tell several uses of one value in one op apart; what they say is
+borne out by the values that follow, or taken back.
 """
 
 from __future__ import annotations

@@ -21,6 +21,11 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     return min((_off(x, y) for x, y in _overlays(a.squeeze(), b.squeeze())), default=float("inf"))
 
 
+def has_same_numbers(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors of real numbers are equal in shape and elements, whatever their dtypes."""
+    return a.shape == b.shape and torch.equal(a.double(), b.double())
+
+
 def _off(a: Tensor, b: Tensor) -> float:
     x, y = a.reshape(-1).to(torch.float64), b.reshape(-1).to(torch.float64)
     if not len(x):

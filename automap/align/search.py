@@ -125,18 +125,11 @@ class Search:
         if twin is None:
             return False
         self.dest.run.set_same(index, self.src.run, twin)
-        self.counterparts.note(index, twin)
         return True
 
     def _take_same(self, index: int, only: Candidate) -> None:
         """Decide on all weights of a node at once."""
-        key = (index, only.claims[0].dest_value, 0)
-        self.choices[key] = Choice(key, (), [only])
-        self.decided.setdefault(index, set()).add(key)
-        self.taken.setdefault(only.key, key)
-        for claim in only.claims:
-            self.assignment.take(claim, index)
-        self.partners[index] = next(part for part in only.key if isinstance(part, int))
+        self._enter(Choice((index, only.claims[0].dest_value, 0), (), [only]))
         for operand in self.dest.flow[index].operands:
             self.confirm(operand, 0.0)
 
@@ -303,19 +296,22 @@ class Search:
             del ordered[0]
         if not ordered:
             return Stop(index, "no-use", weight)
-        current = 0
-        choice = Choice(key, label, ordered, current, readers=readers)
-        self.choices[key] = choice
-        self.decided.setdefault(index, set()).add(key)
+        self._enter(Choice(key, label, ordered, readers=readers))
         for reader in readers:
             self.feeding.setdefault(reader, set()).add(key)
-        self.taken.setdefault(choice.taken.key, key)
-        for claim in choice.taken.claims:
-            self.assignment.take(claim, index)
-        self.partners[index] = next((k for k in choice.taken.key if isinstance(k, int)), -1)
         if len(ordered) > 1:
             self.fresh[index] = self.fresh[index] | {key}
         return None
+
+    def _enter(self, choice: Choice) -> None:
+        """Put a decision into the books, and what it claims into effect."""
+        index = choice.key[0]
+        self.choices[choice.key] = choice
+        self.decided.setdefault(index, set()).add(choice.key)
+        self.taken.setdefault(choice.taken.key, choice.key)
+        for claim in choice.taken.claims:
+            self.assignment.take(claim, index)
+        self.partners[index] = choice.taken.src_node
 
     def _pinned(self, weight: int, found: list[Candidate]) -> list[Candidate]:
         """The candidates that no pin speaks against."""

@@ -29,11 +29,6 @@ def owner_of(file: str) -> str:
     return found
 
 
-def _owner(frame: FrameType) -> str:
-    file = frame.f_code.co_filename
-    return _OWNERS.get(file) or owner_of(file)
-
-
 def user_line() -> tuple[str, int] | None:
     """Return the file and line of the innermost frame that is the user's, or None where torch alone is running.
 
@@ -41,10 +36,10 @@ def user_line() -> tuple[str, int] | None:
     model, and nothing beyond them is the model's.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _owner(frame) == "capture":
+    while frame is not None and owner_of(frame.f_code.co_filename) == "capture":
         frame = frame.f_back
     while frame is not None:
-        owner = _owner(frame)
+        owner = owner_of(frame.f_code.co_filename)
         if owner == "user":
             return frame.f_code.co_filename, frame.f_lineno
         if owner == "capture" and frame.f_code.co_name == "call_model":

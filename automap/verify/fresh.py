@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from automap.align.outputs import has_same_numbers
 from automap.canonical.flow import Flow
 
 _FEW_KINDS = 8  # as many numbers for each different one: a mask or a table, no measurement
@@ -18,15 +19,11 @@ def fresh_inputs(src: Flow, dest: Flow, seed: int) -> tuple[Mapping[int, Tensor]
     mine = {index: fresh_value(value, generator) for index, value in src.inputs.items()}
     theirs: dict[int, Tensor] = {}
     for index, value in dest.inputs.items():
-        twin = next((i for i, other in src.inputs.items() if _is_same(other, value)), None)
+        twin = next((i for i, other in src.inputs.items() if has_same_numbers(other, value)), None)
         if twin is None:
             return None
         theirs[index] = mine[twin]
     return (mine, theirs) if mine else None
-
-
-def _is_same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.double(), b.double())
 
 
 def fresh_value(value: Tensor, generator: torch.Generator) -> Tensor:
