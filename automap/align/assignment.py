@@ -63,6 +63,11 @@ def _is_dense(ids: Tensor) -> bool:
     return True
 
 
+def _lies(ids: Tensor) -> list[tuple[int, int]]:
+    """How a tensor lies on its storage: sizes and strides, but for dims of size one."""
+    return [(n, s) for n, s in zip(ids.shape, ids.stride(), strict=True) if n > 1]
+
+
 def _plain(path: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(step for step in path if step != "again")
 
@@ -155,7 +160,7 @@ class Assignment:
         if len(targets) != 1 or len(sources) != 1 or targets[0].path != sources[0].path:
             return None
         mine, theirs = targets[0].ids, sources[0].ids
-        if mine.shape != theirs.shape or mine.stride() != theirs.stride() or not _is_dense(mine):
+        if _lies(mine) != _lies(theirs) or not _is_dense(mine):
             return None
         leaf, other = self._leaf_of(self.dest, targets[0]), self._leaf_of(self.src, sources[0])
         sizes = self.dest.numbering.sizes[leaf], self.src.numbering.sizes[other]

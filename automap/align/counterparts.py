@@ -160,11 +160,19 @@ class Counterparts:
     def _key(self, side: Side, node: Node, operand: Callable[[int], Hashable]) -> Key:
         flow = side.flow
         data = [flow[i].shape for i in node.operands if flow[i].role is Role.ACTIVATION]
-        shapes = () if _is_shapeless(flow, node, data) else tuple(data)
-        args = _frozen(node.args, operand)
+        is_shapeless = _is_shapeless(flow, node, data)
+
+        def shaped(index: int) -> Hashable:
+            """An operand with its shape, where that matters: dims of size one in front of a table do not."""
+            role, shape = flow[index].role, flow[index].shape
+            if role is Role.CONSTANT or (is_shapeless and role is Role.ACTIVATION):
+                return operand(index)
+            return operand(index), _trimmed(shape) if node.op in _ELEMENTWISE and role is Role.WEIGHT else shape
+
+        args = _frozen(node.args, shaped)
         if node.op in _COMMUTATIVE and len(args) == 2 and not node.kwargs:
             args = tuple(sorted(args, key=hash))
-        return (node.op, node.function, shapes, args, _frozen(node.kwargs, operand))
+        return (node.op, node.function, args, _frozen(node.kwargs, shaped))
 
     def _of_src(self, index: int) -> Hashable:
         return self._pattern(self.src, index) if self.src.flow[index].role is Role.CONSTANT else self._first[index]
@@ -180,10 +188,11 @@ class Counterparts:
 
     def _weight(self, node: Node) -> int | None:
         """The src number of a weight-side dest value, where it is made of whole src weights in the same way."""
-        if node.op != "weight":
-            return self._exact.get(self._key(self.dest, node, self._of_dest))
-        whole = self.assignment.whole.get(node.index)
-        return whole if whole is not None and self.src.flow[whole].shape == node.shape else None
+        if node.op == "weight":
+            return self.assignment.whole.get(node.index)
+        if _is_reshaped(node):
+            return self._weight(self.dest.flow[node.operands[0]])
+        return self._exact.get(self._key(self.dest, node, self._of_dest))
 
     def _open_src(self, index: int) -> Hashable:
         return self._pattern(self.src, index) if self.src.flow[index].role is Role.WEIGHT else self._of_src(index)
@@ -199,7 +208,9 @@ class Counterparts:
             if node.role is Role.CONSTANT:
                 found = _content(side.run.value(index))
             elif node.op == "weight":
-                found = ("weight", node.shape)
+                found = ("weight", math.prod(node.shape))
+            elif _is_reshaped(node):
+                found = self._pattern(side, node.operands[0])
             else:
                 found = self._key(side, node, lambda i: self._pattern(side, i))
             self._patterns[place] = found
@@ -232,8 +243,12 @@ class Counterparts:
 
 
 def _is_reshaped(node: Node) -> bool:
-    """Whether data goes on in another shape, all of it in the same order."""
-    return node.role is Role.ACTIVATION and node.op in _RESHAPING
+    """Whether data or a weight goes on in another shape, all of it in the same order."""
+    return node.role is not Role.CONSTANT and node.op in _RESHAPING
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[next((dim for dim, size in enumerate(shape) if size != 1), len(shape)) :]
 
 
 def _is_shapeless(flow: Flow, node: Node, data: list[tuple[int, ...]]) -> bool:

@@ -73,6 +73,13 @@ class Builder:
         self.nodes.append(Node(index, op, function, args, kwargs, self.origin, role, operands, shape))
         return Ref(index)
 
+    def add_recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
+        """Add the recorded call as it is, by the name that it has in torch."""
+        assert self.origin is not None
+        target: Any = self.origin.target
+        name = str(target).removeprefix("aten.").split(".")[0]
+        return self.add(name, target, *args, shape=_shape(self.origin), **kwargs)
+
     def role(self, value: Any) -> Role:
         """The role of a reference, or constant for a plain number."""
         return self.nodes[value.index].role if isinstance(value, Ref) else Role.CONSTANT
@@ -152,8 +159,7 @@ def _lowered(builder: Builder, node: fx.Node, args: tuple[Any, ...], kwargs: dic
     known = RULES.get(node.target)
     if known is not None:
         return known(builder, args, kwargs)
-    name = str(node.target).removeprefix("aten.").split(".")[0]
-    return builder.add(name, node.target, *args, shape=_shape(node), **kwargs)  # type: ignore[arg-type]
+    return builder.add_recorded(args, kwargs)
 
 
 def _flow(builder: Builder, outputs: tuple[tuple[str, int], ...], capture: Capture) -> Flow:

@@ -72,6 +72,34 @@ def test_models_that_differ_in_shapes_alone_are_matched_without_computing_anythi
     assert automap.transfer(src, dest, noise(2, 5, WIDTH)).is_equal
 
 
+def scaled(shape: tuple[int, ...], *, is_first: bool) -> nn.Module:
+    """A convolution whose channels are scaled by a table that is stored or seen in some shape of ones and channels."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        table = net.scale if net.scale.dim() > 1 else net.scale.reshape(shape)
+        return table * net.conv(x) if is_first else net.conv(x) * table
+
+    stored = nn.Parameter(torch.ones(WIDTH if is_first else shape))
+    return Net(forward, conv=nn.Conv2d(3, WIDTH, 3), scale=stored)
+
+
+def test_a_table_is_met_by_ops_whatever_dims_of_size_one_it_has() -> None:
+    src, dest = (
+        randomized(scaled((1, WIDTH, 1, 1), is_first=True), 1),
+        randomized(scaled((WIDTH, 1, 1), is_first=False), 2),
+    )
+    with mock.patch.object(runs, "compute", side_effect=AssertionError("computed")):
+        assert all(decided_by_ops(solved(src, dest, noise(1, 3, 5, 5))))
+    assert automap.transfer(src, dest, noise(1, 3, 5, 5)).is_equal
+    assert torch.equal(dest.scale.reshape(-1), src.scale)  # type: ignore[operator, union-attr]
+
+
+def test_a_table_over_other_dims_is_not_met_by_ops() -> None:
+    """As many numbers, and rows of pixels in one, channels in the other."""
+    src, dest = randomized(scaled((WIDTH, 1, 1), is_first=False), 1), randomized(scaled((1, WIDTH), is_first=False), 2)
+    assert not automap.transfer(src, dest, noise(1, 3, 8, 8), strict=False).is_equal
+
+
 def test_a_product_that_goes_on_otherwise_is_left_to_numbers() -> None:
     """Src scales what its layer gives and dest does not: the layer's weight is not taken as it is."""
     src, dest = randomized(block(is_scaled=True), 1), randomized(block(), 2)

@@ -218,6 +218,26 @@ def test_data_joined_to_data_keeps_its_table_whole() -> None:
     assert flow[flow.outputs[0][1]].op == "add"
 
 
+LAYOUTS = [
+    pytest.param(lambda x: F.pad(x, (0, 0, 0, 0)), None, id="pad-by-nothing"),
+    pytest.param(lambda x: F.pad(x, (0, 0, 1, 0)), "constant_pad_nd", id="pad-near-miss"),
+    pytest.param(lambda x: F.pad(x, (0, 0, 1, -1)), "constant_pad_nd", id="pad-near-miss-of-the-same-shape"),
+    pytest.param(lambda x: x[:, 0:9:1], None, id="slice-of-everything"),
+    pytest.param(lambda x: x[:, 1:], "slice", id="slice-near-miss"),
+    pytest.param(lambda x: x.permute(0, -2, 2), None, id="permute-to-the-same-order"),
+    pytest.param(lambda x: x.permute(0, 2, 1), "permute", id="permute-near-miss"),
+    pytest.param(lambda x: x.roll((0, 0), (1, 2)), None, id="roll-by-nothing"),
+    pytest.param(lambda x: x.roll((0, 1), (1, 2)), "roll", id="roll-near-miss"),
+]
+
+
+@pytest.mark.parametrize(("layout", "op"), LAYOUTS)
+def test_layout_that_moves_nothing_is_no_op(layout: Callable[[Tensor], Tensor], op: str | None) -> None:
+    flow = flow_of(formula(lambda x: layout(x).sin()), X)
+    torch.testing.assert_close(values_of(flow)[0], layout(X).sin())
+    assert live_ops(flow) == ([op] if op else []) + ["sin"]
+
+
 # ---------------------------------------------------------------- number types
 def test_casts_between_floating_point_types_vanish() -> None:
     model = formula(lambda x, w: ((x.float() * w.float()).half().double() + 1).float(), w=(8,))

@@ -65,6 +65,18 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return builder.add("expand", torch.broadcast_to, args[0], tuple(_out(builder)), shape=_out(builder))
 
 
+@rule(aten.constant_pad_nd.default, aten.roll.default)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Padding or rolling, by nothing perhaps."""
+    return builder.add_recorded(args, kwargs) if any(args[1]) else args[0]
+
+
+@rule(aten.permute.default)
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    is_idle = [dim % len(args[1]) for dim in args[1]] == list(range(len(args[1])))
+    return args[0] if is_idle else builder.add_recorded(args, kwargs)
+
+
 @rule(aten.copy.default)
 def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`dest.copy_(value)`: the value, in the shape of what it overwrites."""

@@ -49,16 +49,18 @@ def _cut(builder: Builder, value: Ref, dim: int, start: int, end: int) -> Ref:
 
 
 @rule(aten.slice.Tensor)
-def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
-    """A slice; of a sum over taps each term is cut, so that what meets a weight is what the sum goes over."""
+def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A slice, perhaps of all; of a sum over taps each term is cut, so that weights meet what the sum goes over."""
     shape = tuple(builder.origin.meta.get("shape", ())) if builder.origin is not None else ()
     value, dim = args[0], (args[1] if len(args) > 1 else 0) % len(shape)
+    if builder.shape(value) == shape:
+        return value
     is_whole = len(args) < 5 or args[4] == 1
     if is_whole and len(shape) == 3 and dim == 2 and _is_over_taps(builder, value):
         start = args[2] or 0 if len(args) > 2 else 0
         start = max(start + builder.shape(value)[dim], 0) if start < 0 else start
         return _each_cut(builder, value, start, start + shape[dim])
-    return builder.add("slice", aten.slice.Tensor, *args, shape=shape, **kwargs)
+    return builder.add_recorded(args, kwargs)
 
 
 def _is_over_taps(builder: Builder, value: Ref) -> bool:
