@@ -75,7 +75,7 @@ def matched(
         given = verification.refuse_nan(src, src_inputs, mine)
     captured = time.perf_counter()
     theirs = _same_numbers(mine, theirs)
-    models = Models(src, dest, src_inputs, dest_inputs, given, verification.coarsest_rounding(mine, theirs))
+    models = Models.of(src, dest, (src_inputs, dest_inputs), (mine, theirs), given)
     ends = (src, dest), started, captured - started
     flows = Flows.of(mine, theirs)
     if (is_narrow or valueless) and method == "dispatch" and not pins and not is_training:

@@ -7,15 +7,15 @@ for every alias of the storage they wrote.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,23 +31,36 @@ from automap.errors import AutomapError, CaptureError
 from automap.inputs import Inputs
 
 aten = torch.ops.aten
-_READS_MEMORY = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
+_READS_MEMORY = ("tolist", "numpy", "__array__", "__dlpack__")
 _PLAIN = {int, bool, float, type(None), torch.dtype, torch.device, str}
 _SETS = {aten.set_.source_Tensor}
 Call = Callable[[Tape, Inputs], Any]
 
 
-class _Reads(TorchFunctionMode):
-    """Sees Python read a tensor's memory, which no dispatched op tells."""
+@contextmanager
+def _reads_seen(tape: Tape) -> Iterator[None]:
+    """Note when Python reads a tensor's memory, which no dispatched op tells; a function mode would see every call."""
 
-    def __init__(self, tape: Tape) -> None:
-        super().__init__()
-        self.tape = tape
+    def noting(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def noted(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            tape.read_by_python(tensor)
+            return method(tensor, *args, **kwargs)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _READS_MEMORY:
-            self.tape.read_by_python(args[0])
-        return func(*args, **(kwargs or {}))
+        return noted
+
+    own = vars(Tensor)
+    before = {name: own.get(name) for name in _READS_MEMORY}
+    try:
+        for name in _READS_MEMORY:
+            setattr(Tensor, name, noting(getattr(Tensor, name)))
+        yield
+    finally:
+        for name, method in before.items():
+            if method is None:
+                delattr(Tensor, name)
+            else:
+                setattr(Tensor, name, method)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -55,10 +68,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
-    def __init__(self, tape: Tape, run: Callable[[Any, Any, Any], Any], originals: Originals) -> None:
+    def __init__(self, tape: Tape, stage: Stage, originals: Originals) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
-        self.run = run
+        self.run, self.run_learned = stage.run, stage.run_learned
         self.originals = originals
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -76,12 +89,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.originals.save(tensor)
             if written:
                 return self._write(func, known, args, kwargs, written)
-        nodes, words = self._nodes(args), self._nodes(kwargs) if kwargs else kwargs
-        result = self.run(func, args, kwargs)
         if known.is_random:
+            result = self.run(func, args, kwargs)
             self._constants(result)
-        else:
-            self._results(self._call(func, nodes, words), result)
+            return result
+        node = self._call(func, self._nodes(args), self._nodes(kwargs) if kwargs else kwargs)
+        result = (self.run_learned if self.tape.is_learned(node) else self.run)(func, args, kwargs)
+        self._results(node, result)
         return result
 
     def _nodes(self, value: Any) -> Any:
@@ -230,7 +244,7 @@ def record_call(
     """
     started = time.perf_counter()
     with ExitStack() as stack:
-        originals = stack.enter_context(preserved(model, is_training=is_training, is_recorded=True))
+        originals = stack.enter_context(preserved(model, is_training=is_training, is_watched=False))
         faked = stack.enter_context(fake_stage(model, inputs, tensors)) if mode == "fake" else None
         stage = faked or real_stage(inputs, tensors, is_sketched=is_sketched)
         tape = Tape(stage.tensors, stage.value_of)
@@ -256,12 +270,13 @@ def record_call(
         elapsed_s=time.perf_counter() - started,
         notes=mutation_notes(originals, prefix),
         results=results,
+        is_writing=originals.is_written,
     )
 
 
 def _run(model: nn.Module, inputs: Inputs, call: Call, tape: Tape, stage: Stage, originals: Originals) -> Any:
     try:
-        with stage.mode, _Reads(tape), _Recorder(tape, stage.run, originals):
+        with stage.mode, _reads_seen(tape), _Recorder(tape, stage, originals):
             return call(tape, stage.inputs)
     except AutomapError:
         raise

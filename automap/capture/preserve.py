@@ -48,6 +48,11 @@ class Originals(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.save(tensor)
         return func(*args, **kwargs)
 
+    @property
+    def is_written(self) -> bool:
+        """Whether anything of the model's was written to."""
+        return bool(self._saved)
+
     def save(self, tensor: Tensor) -> None:
         """Keep the content of a tensor's storage, if it is one of the model's: it is about to be written to."""
         key = storage_key(tensor)
@@ -112,11 +117,17 @@ def _plain_kernels() -> Iterator[None]:
 
 def _settle(model: nn.Module, *, is_training: bool) -> None:
     """Put model in a mode without tables derived from its weights, which some models keep until the mode changes."""
+    modules = list(model.modules())
+    if all(type(module).train is nn.Module.train for module in modules):  # none of them does more than keep the mode
+        for module in modules:
+            if module.training is not is_training:
+                module.training = is_training
+        return
     try:
         model.train(not is_training)
         model.train(is_training)
     except Exception:  # exported programs refuse; a model's own `train` may raise whatever it likes
-        for module in model.modules():
+        for module in modules:
             module.training = is_training
 
 
@@ -129,12 +140,13 @@ def _restore(taken: Snapshot, originals: Originals) -> None:
 
 @contextmanager
 def preserved(
-    model: nn.Module, *, plain: bool = True, is_training: bool = False, is_recorded: bool = False
+    model: nn.Module, *, plain: bool = True, is_training: bool = False, is_watched: bool = True
 ) -> Iterator[Originals]:
     """Put model in eval (or train) mode without derived caches, and afterwards restore everything a forward can touch.
 
     Yields what knows, afterwards, which of model's tensors the forward changed. With plain, fused kernels that hide
-    weights are off meanwhile. With is_recorded, the caller sees every op and calls `save` before each write.
+    weights are off meanwhile. Where is_watched is false, the caller sees every op and calls `save` before each write,
+    or knows that there is none.
     """
     taken = snapshot(model)
     originals = Originals(taken.tensors)
@@ -146,7 +158,7 @@ def preserved(
             stack.enter_context(_plain_kernels())
         with originals:
             _settle(model, is_training=is_training)
-        if not is_recorded:
+        if is_watched:
             stack.enter_context(originals)
         yield originals
 

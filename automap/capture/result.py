@@ -39,7 +39,8 @@ class Capture:
     `constants` are keyed by the get_attr node's name; `inputs` by the placeholder's name, with the value given.
     `outputs` pairs each path in the returned value with its node, and `results` has the values that came out there
     where the model's own forward was recorded over real ones. `is_data_dependent` tells that Python control flow read a
-    value computed from the inputs, so that another run may take another path.
+    value computed from the inputs, so that another run may take another path. `is_writing` tells that the forward may
+    write to tensors of the model's.
     """
 
     graph: fx.Graph
@@ -55,6 +56,7 @@ class Capture:
     elapsed_s: float = 0.0
     notes: tuple[str, ...] = field(default=())
     results: Mapping[str, Tensor] = field(default_factory=dict)
+    is_writing: bool = True
 
     @property
     def op_count(self) -> int:

@@ -1,6 +1,6 @@
 """What a forward runs on: the caller's values, copied, or fake tensors that have shapes and no memory.
 
-In between lies a sketch: real values, but for the results of large products, which are zeros.
+In between lies a sketch: real values, but for the results of large products and the like, which are zeros.
 
 Comes in: a model in eval mode and its inputs. Goes out: a Stage, with inputs that the forward may spoil, the tensors
 that stand for the weights, and how each op is run. Under fake tensors, small values that depend on no weight are
@@ -14,7 +14,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +41,22 @@ _LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes
 _SHADOW_LIMIT = 100_000  # elements; larger values are not computed beside their fakes
 
 
+#: executes an op
+Run: TypeAlias = Callable[[Any, Any, Any], Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Inputs and weights of one run; `run` executes an op, `value_of` gives a tensor's value, to be kept."""
+    """Inputs and weights of one run; `run` executes an op, `run_learned` one that computes with something learned.
+
+    `value_of` gives a tensor's value, to be kept.
+    """
 
     inputs: Inputs
     tensors: tuple[tuple[Weight, Tensor], ...]
     mode: AbstractContextManager[Any]
-    run: Callable[[Any, Any, Any], Any]
+    run: Run
+    run_learned: Run
     value_of: Callable[[Tensor], Tensor]
 
 
@@ -57,9 +66,9 @@ def is_weightless(tensors: Iterable[Tensor]) -> bool:
 
 
 def real_stage(inputs: Inputs, weights: Iterable[tuple[Weight, Tensor]], *, is_sketched: bool = False) -> Stage:
-    """Return a stage of real values; sketched, large products are not carried out."""
-    run = _sketched if is_sketched else _run_plainly
-    return Stage(_copied(inputs, _fresh), tuple(weights), nullcontext(), run, _fresh)
+    """Return a stage of real values; sketched, what takes long is not carried out, if anything learned goes into it."""
+    learned = _sketched if is_sketched else _run_plainly
+    return Stage(_copied(inputs, _fresh), tuple(weights), nullcontext(), _run_plainly, learned, _fresh)
 
 
 @contextmanager
@@ -83,7 +92,7 @@ def fake_stage(model: nn.Module, inputs: Inputs, weights: Iterable[tuple[Weight,
         stack.callback(exchange, model, {fakes[t._cdata]._cdata: t for t in named if t._cdata in fakes})
         exchange(model, fakes)
         tensors = [(weight, fakes.get(tensor._cdata, tensor)) for weight, tensor in weights]
-        yield Stage(_copied(inputs, shadows.faked), tuple(tensors), mode, shadows.run, shadows.value_of)
+        yield Stage(_copied(inputs, shadows.faked), tuple(tensors), mode, shadows.run, shadows.run, shadows.value_of)
 
 
 @contextmanager
@@ -147,22 +156,55 @@ def _run_plainly(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _sketched(func: Any, args: Any, kwargs: Any) -> Any:
-    """An op as it is; of a large product only what it would look like, filled with zeros."""
-    factors = _FACTORS.get(func)
-    if factors is None or kwargs:
-        return _run_plainly(func, args, kwargs)
+    """An op as it is; of one that takes long only what it would give looks like, filled with zeros."""
+    factors, like = _FACTORS.get(func), _LIKE_DATA.get(func)
+    if factors is not None and not kwargs and _multiplications(func, args, factors) >= _LARGE:
+        left, right = args[factors[0]], args[factors[1]]
+        if func is not aten.convolution.default:
+            return left.new_zeros((*left.shape[:-1], right.shape[-1]))
+        geometry = tuple(tuple(arg) if isinstance(arg, list) else arg for arg in args[3:])
+        look = _convolved(tuple(left.shape), left.stride(), tuple(right.shape), right.stride(), geometry)
+        return torch.empty_strided(*look, dtype=left.dtype, device=left.device).zero_()
+    if like is not None and args[0].numel() >= _LARGE_VALUE and args[0].is_floating_point():
+        found = like(*args, **kwargs)
+        if found is not None:
+            return found
+    return _run_plainly(func, args, kwargs)
+
+
+def _multiplications(func: Any, args: Any, factors: tuple[int, int]) -> int:
     left, right = args[factors[0]], args[factors[1]]
     is_product = func is not aten.convolution.default
-    if left.numel() * (right.shape[-1] if is_product else right.numel() // max(left.shape[1], 1)) < _LARGE:
-        return _run_plainly(func, args, kwargs)
-    if is_product:
-        return left.new_zeros((*left.shape[:-1], right.shape[-1]))
-    found = func(*[_shape_only(arg) if isinstance(arg, Tensor) else arg for arg in args])
-    return torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device=left.device).zero_()
+    return int(left.numel() * (right.shape[-1] if is_product else right.numel() // max(left.shape[1], 1)))
 
 
-def _shape_only(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+@lru_cache(4096)
+def _convolved(
+    data: tuple[int, ...], data_stride: tuple[int, ...], weight: tuple[int, ...], weight_stride: tuple[int, ...],
+    geometry: tuple[Any, ...],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:  # fmt: skip
+    """The shape and strides of what a convolution gives."""
+    given = (torch.empty_strided(*look, device="meta") for look in ((data, data_stride), (weight, weight_stride)))
+    found = aten.convolution.default(*given, None, *geometry)
+    return tuple(found.shape), found.stride()
+
+
+def _like_data(data: Tensor, *options: Any, dtype: torch.dtype | None = None, **others: Any) -> Tensor | None:
+    return torch.zeros_like(data) if data.is_contiguous() and dtype is None and True not in options else None
+
+
+def _like_norm(data: Tensor, shape: list[int], *options: Any) -> tuple[Tensor, ...] | None:
+    lead = (*data.shape[: data.dim() - len(shape)], *[1] * len(shape))
+    return (torch.zeros_like(data), data.new_zeros(lead), data.new_zeros(lead)) if data.is_contiguous() else None
+
+
+def _like_batch_norm(data: Tensor, *options: Any) -> tuple[Tensor, ...] | None:
+    is_plain = data.is_contiguous() and not options[4]  # in training there are statistics of the batch as well
+    return (torch.zeros_like(data), data.new_zeros(0), data.new_zeros(0)) if is_plain else None
+
+
+def _like_copy(data: Tensor, *, memory_format: torch.memory_format | None = None) -> Tensor | None:
+    return data.new_zeros(data.shape) if memory_format is torch.contiguous_format else None
 
 
 #: products and where their factors stand among the arguments; so many multiplications make one large
@@ -171,6 +213,15 @@ _FACTORS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((aten.addmm.default, aten.baddbmm.default), (1, 2)),
 }
 _LARGE = 2_000_000
+#: ops that take long where data has so many elements, and what stands for their result: None where it is not plain
+_LIKE_DATA: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys((aten.gelu.default, aten.silu.default, aten.sigmoid.default, aten.tanh.default), _like_data),
+    **dict.fromkeys((aten._softmax.default, aten._safe_softmax.default, aten.exp.default), _like_data),
+    aten.native_layer_norm.default: _like_norm,
+    aten.native_batch_norm.default: _like_batch_norm,
+    aten.clone.default: _like_copy,
+}
+_LARGE_VALUE = 50_000
 
 
 def _faked(tensor: Tensor, mode: FakeTensorMode) -> Tensor:

@@ -173,6 +173,10 @@ class Tape:
         node.meta["module_path"] = self.path[-1]
         return node
 
+    def is_learned(self, node: fx.Node) -> bool:
+        """Whether a weight is behind a node."""
+        return node in self._learned
+
     def derive(self, target: Any, args: tuple[Any, ...], geometry: Geometry, **kwargs: Any) -> fx.Node:
         """Add a call that nobody made, to keep aliases right."""
         node = self.call(target, args, kwargs)

@@ -27,9 +27,12 @@ _CEILING = 5e-2  # beyond this a comparison says nothing, unless the number type
 Outputs = Mapping[str, Tensor]
 
 
-def run_model(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """Return the tensors that a model gives for inputs, by path; the model is left as it was."""
-    with preserved(model, plain=False):
+def run_model(model: nn.Module, inputs: Inputs, *, is_writing: bool = True) -> dict[str, Tensor]:
+    """Return the tensors that a model gives for inputs, by path; the model is left as it was.
+
+    is_writing tells that the forward may write to the model's tensors, so that each of its ops is looked at.
+    """
+    with preserved(model, plain=False, is_watched=is_writing):
         output = model(*inputs.args, **inputs.kwargs)
     return {path: tensor.detach() for path, tensor in tensors_in(output)}
 
@@ -66,6 +69,7 @@ class Models:
     """Both models with their inputs; `given` is what src gives, where that is known already.
 
     `eps` is the coarsest rounding inside of either, where it is coarser than that of weights, inputs and outputs.
+    `is_writing` tells of src and of dest whether the forward may write to the model's tensors.
     """
 
     src: nn.Module
@@ -74,6 +78,14 @@ class Models:
     dest_inputs: Inputs
     given: Outputs | None = None
     eps: float = 0.0
+    is_writing: tuple[bool, bool] = (True, True)
+
+    @classmethod
+    def of(cls, src: nn.Module, dest: nn.Module, inputs: tuple[Inputs, Inputs], recorded: tuple[Capture, Capture],
+           given: Outputs | None) -> Models:  # fmt: skip
+        """Return two models with what their recordings tell of them."""
+        writing = [found.is_writing or found.is_data_dependent for found in recorded]
+        return cls(src, dest, *inputs, given, coarsest_rounding(*recorded), (writing[0], writing[1]))
 
 
 def own_check(models: Models, pairs: Pairs, tolerance: float | None = None) -> ParityCheck:
@@ -82,8 +94,9 @@ def own_check(models: Models, pairs: Pairs, tolerance: float | None = None) -> P
     That is a few times the coarsest rounding that they do, or a few dozen times if that is still close; where outputs
     are farther apart, it is measured what such a rounding of all inputs and weights does to src's, and then to dest's.
     """
-    ours = run_model(models.src, models.src_inputs) if models.given is None else models.given
-    theirs = run_model(models.dest, models.dest_inputs)
+    src_writes, dest_writes = models.is_writing
+    ours = models.given or run_model(models.src, models.src_inputs, is_writing=src_writes)
+    theirs = run_model(models.dest, models.dest_inputs, is_writing=dest_writes)
     tensors = [
         *models.src.parameters(),
         *models.dest.parameters(),

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 from models import noise, randomized
+from models.nets import Net
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 import automap
 from automap.capture import record
 from automap.inputs import Inputs
+
+aten = torch.ops.aten
 
 
 class Large(nn.Module):
@@ -38,18 +47,66 @@ def test_a_sketch_has_the_ops_and_shapes_of_the_forward_and_no_results() -> None
     assert not sketch.results
 
 
-def test_large_products_of_a_sketch_are_zeros_and_small_ones_are_computed() -> None:
-    seen: list[Tensor] = []
+def sketched(function: Callable[[Tensor, Tensor], Any], x: Tensor) -> tuple[Any, Any]:
+    """What a function of data and a weight gives within a forward, and within a sketch of it."""
+    found: list[Any] = []
 
-    class Seen(nn.Module):
-        def forward(self, x: Tensor, small: Tensor) -> Tensor:
-            seen.extend((x @ x, small @ small))
-            return seen[0]
+    def forward(net: Any, x: Tensor) -> Tensor:
+        found.append(function(x, net.w))
+        return found[-1] if isinstance(found[-1], Tensor) else found[-1][0]
 
-    record(Seen(), Inputs((noise(200, 200), noise(4, 4)), {}), is_sketched=True)
-    large, small = seen
-    assert not bool(large.any())
-    assert bool(small.any())
+    model = Net(forward, w=nn.Parameter(torch.ones(x.shape[-1])))
+    for is_sketched in (False, True):
+        record(model, Inputs.of(x), is_sketched=is_sketched)
+    whole, sketch = found
+    return whole, sketch
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda x, w: (x * w) @ x.transpose(1, 2), id="bmm"),
+        pytest.param(lambda x, w: (x * w)[0] @ x[0].T, id="mm"),
+        pytest.param(lambda x, w: F.conv1d(x * w, x[:, :, :3]), id="convolution"),
+        pytest.param(lambda x, w: F.gelu(x * w, approximate="tanh"), id="gelu"),
+        pytest.param(lambda x, w: F.gelu((x * w).transpose(1, 2)), id="gelu-of-moved-data"),
+        pytest.param(lambda x, w: F.silu(x * w), id="silu"),
+        pytest.param(lambda x, w: (x * w).softmax(-1), id="softmax"),
+        pytest.param(lambda x, w: (x * w).transpose(1, 2).softmax(-1), id="softmax-of-moved-data"),
+        pytest.param(lambda x, w: (x * w).softmax(-1, dtype=torch.float64), id="softmax-in-another-precision"),
+        pytest.param(lambda x, w: aten._safe_softmax(x * w, -1), id="safe-softmax"),
+        pytest.param(lambda x, w: F.layer_norm(x, w.shape, w), id="layer-norm"),
+        pytest.param(lambda x, w: aten.native_layer_norm(x * w, x.shape[1:], None, None, 1e-5), id="layer-norm-parts"),
+        pytest.param(lambda x, w: F.batch_norm((x * w).mT, w, w), id="batch-norm"),
+        pytest.param(
+            lambda x, w: aten.native_batch_norm((x * w).mT.contiguous(), w, w, w, w, False, 0.1, 1e-5),
+            id="batch-norm-parts",
+        ),
+        pytest.param(lambda x, w: (x * w).transpose(1, 2).contiguous(), id="contiguous"),
+        pytest.param(lambda x, w: (x * w).transpose(1, 2).clone(), id="clone"),
+    ],
+)
+def test_results_in_a_sketch_look_as_they_do_in_a_forward(function: Any) -> None:
+    for whole, sketch in zip(*map(pytree.tree_leaves, sketched(function, noise(2, 300, 200))), strict=True):
+        assert (sketch.shape, sketch.stride(), sketch.dtype) == (whole.shape, whole.stride(), whole.dtype)
+        assert sketch.untyped_storage().nbytes() == whole.untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize(
+    ("function", "is_computed"),
+    [
+        pytest.param(lambda x, w: (x * w) @ x.transpose(1, 2), False, id="a-large-product"),
+        pytest.param(lambda x, w: F.gelu(x * w), False, id="a-large-gelu"),
+        pytest.param(lambda x, w: x @ x.transpose(1, 2), True, id="with-nothing-learned"),
+        pytest.param(lambda x, w: (x * w)[:, :9, :9] @ x[:, :9, :9].transpose(1, 2), True, id="a-small-product"),
+        pytest.param(lambda x, w: F.gelu(x * w)[:, :9, :9], False, id="a-part-of-a-large-gelu"),
+        pytest.param(lambda x, w: F.gelu((x * w)[:, :9, :9]), True, id="a-small-gelu"),
+    ],
+)
+def test_what_takes_long_and_is_learned_is_zeros_in_a_sketch(function: Any, is_computed: bool) -> None:
+    whole, sketch = sketched(function, noise(2, 300, 200))
+    assert torch.equal(whole, sketch) == is_computed
+    assert bool(sketch.any()) == is_computed
 
 
 def test_a_forward_that_reads_what_it_computes_is_recorded_in_full() -> None:
