@@ -33,8 +33,9 @@ def match(
 ) -> Match:
     """Return how dest's weights are made of src's, what stands in the way, and how sure each part is.
 
-    Nothing is modified: both models run in eval mode, once each (large ones once more on random weights, to confirm
-    a plan that was found on narrow twins; dest once more where it reads its own values), and are left as found.
+    Nothing is modified: both models run in eval mode, once each (large ones that do not agree op for op once more on
+    random weights, to confirm a plan that was found on narrow twins; dest once more where it reads its own values), and
+    are left as found.
 
     Args:
         src: the model that has the weights.
@@ -183,7 +184,15 @@ def transfer(
     options = (src_output, dest_output, seed, tuple(pins), capture, algebra)
 
     def attempt(*, is_narrow: bool) -> Transfer:
-        found = matched(src, dest, sample_input, dest_input, *options, is_narrow=is_narrow)
+        found = matched(
+            src,
+            dest,
+            sample_input,
+            dest_input,
+            *options,
+            is_narrow=is_narrow,
+            is_tested=is_narrow and verify != "quick",
+        )
         return _transferred(found, is_strict=strict, verify=verify, tolerance=tolerance, seed=seed)
 
     try:

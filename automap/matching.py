@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from automap import verify as verification
-from automap.align import Flows, Solution, solve, solve_on_twins
+from automap.align import Flows, Solution, on_twins, solve, solve_by_ops, solve_on_twins
 from automap.align.moments import EXACT
 from automap.align.outputs import relative_difference
 from automap.capture import Capture, record
@@ -44,7 +44,7 @@ class Matched:
     @property
     def is_narrow(self) -> bool:
         """Whether it was made on narrow twins, and has to be tried on the models themselves."""
-        return self.case.narrow is not None
+        return not self.case.is_at_size
 
     @property
     def is_valueless(self) -> bool:
@@ -57,10 +57,12 @@ def matched(
     src: nn.Module, dest: nn.Module, sample_input: Any, dest_input: Any,
     src_output: str | None, dest_output: str | None, seed: int, pins: tuple[str, ...], method: Method,
     algebra: bool = True, *, is_training: bool = False, is_algebraic: bool = True, is_narrow: bool = False,
+    is_tested: bool = False,
 ) -> Matched:  # fmt: skip
-    """The match of two models; with is_narrow on narrow twins, where that gives a complete map.
+    """The match of two models; with is_narrow by ops alone or on narrow twins, where that gives a complete map.
 
-    Whoever asks for that has to try the map on the models themselves.
+    Whoever is given one that was found on twins has to try it on the models themselves. With is_tested there are twins
+    to test the plan on as well, where these take less.
     """
     src_inputs = Inputs.of(sample_input)
     dest_inputs = src_inputs if dest_input is None else Inputs.of(dest_input)
@@ -79,6 +81,9 @@ def matched(
     ends = (src, dest), started, captured - started
     flows = Flows.of(mine, theirs)
     if (is_narrow or valueless) and method == "dispatch" and not pins and not is_training:
+        same = None if valueless else _by_ops(flows, models, ends, mine, algebra=algebra, is_tested=is_tested)
+        if same is not None:
+            return same
         narrow = solve_on_twins(mine, theirs, flows, seed=seed, is_algebraic=is_algebraic)
         found = _on_twins(narrow, ends, algebra=algebra) if narrow is not None else None
         if narrow is not None and found is not None and (found[0].is_complete or valueless):
@@ -122,6 +127,26 @@ def _solved_either_way(src: Capture, dest: Capture, flows: Flows, solved: Callab
 Ends: TypeAlias = tuple[tuple[nn.Module, nn.Module], float, float]
 
 
+def _by_ops(
+    flows: Flows, models: Models, ends: Ends, src: Capture, *, algebra: bool, is_tested: bool
+) -> Matched | None:
+    """The match of models that do the same op for op, or None: then numbers have to decide."""
+    found = solve_by_ops(src, flows)
+    if found is None:
+        return None
+    solution, pairs = found
+    draft = _drafted(solution, algebra=algebra)
+    diagnosis = diagnose(solution, draft, ())
+    if diagnosis.verdict != "complete":
+        return None
+    narrow = on_twins(solution, pairs) if is_tested else None
+    case = Case.of(solution, draft.plan, compared_outputs(solution))
+    if narrow is not None:
+        plan = _drafted(narrow, algebra=algebra).plan
+        case = replace(case, narrow=Case.of(narrow, plan, case.pairs))
+    return Matched(_match(solution, draft, diagnosis, ends), solution, models, case)
+
+
 def _on_twins(solution: Solution, ends: Ends, *, algebra: bool) -> tuple[Match, Case] | None:
     """The match found on narrow twins and what there is to test of it, or None where it says nothing of the models."""
     assert solution.twins is not None
@@ -132,7 +157,7 @@ def _on_twins(solution: Solution, ends: Ends, *, algebra: bool) -> tuple[Match, 
         return None
     narrow = Case.of(solution, draft.plan, compared_outputs(solution))
     src, dest = solution.flows
-    case = replace(narrow, src=src, dest=dest, plan=plan, narrow=narrow)
+    case = replace(narrow, src=src, dest=dest, plan=plan, narrow=narrow, is_at_size=False)
     whole = replace(draft, plan=plan)
     if "fake" in (solution.src_capture.mode, solution.dest_capture.mode):  # nothing can be tried at full size
         whole = replace(whole, evidence={n: "aligned" if e == "proved" else e for n, e in draft.evidence.items()})

@@ -179,12 +179,16 @@ class Assignment:
         self.dest.run.weights[leaf] = tensor.double()
         self.dest.run.touch(leaf)
 
-    def _take_whole(self, leaf: int, other: int, step: int) -> None:
+    def pair(self, leaf: int, other: int, step: int) -> None:
+        """Let a dest weight be one src weight, element by element in storage order."""
         start, size = self.src.numbering.offsets[other], self.src.numbering.sizes[other]
         self.blank.discard(leaf)
         self.ids[leaf] = torch.tensor(start).expand(size)
         self.whole[leaf] = other
         self.journal.append(_Entry(step, leaf, slice(None)))
+
+    def _take_whole(self, leaf: int, other: int, step: int) -> None:
+        self.pair(leaf, other, step)
         self.dest.run.weights[leaf] = self.src.run.weights[other].reshape(self.dest.flow[leaf].shape)
         self.dest.run.touch(leaf)
 

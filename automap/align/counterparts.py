@@ -11,18 +11,20 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from automap.align.assignment import Assignment, Claim
+from automap.align.assignment import Claim
 from automap.align.candidates import Candidate, certain
 from automap.align.forms import ElementForm
 from automap.align.outputs import has_same_numbers
 from automap.align.side import Side, weight_operands
 from automap.align.table import Source
+from automap.canonical.evaluate import compute
 from automap.canonical.flow import Flow, Node, Ref, Role
+from automap.canonical.rules.layout import MOVES
 
 Key: TypeAlias = tuple[Hashable, ...]
 _COMMUTATIVE = {"add", "mul", "maximum", "minimum"}
@@ -36,12 +38,23 @@ _ELEMENTWISE = {
     "leaky_relu", "log", "log1p", "maximum", "minimum", "mish", "mul", "neg", "pow", "reciprocal", "relu", "relu6",
     "rsqrt", "sigmoid", "silu", "sin", "softplus", "sqrt", "square", "sub", "tanh",
 }  # fmt: skip
+#: ops whose result has elements of their operands in an order that shapes alone decide
+_MOVING = MOVES - {"as_strided", "as_strided_scatter", "constant_pad_nd", "part", "copy"}
 #: a value that is computed in another order of steps is off by so much of its largest number
 _ROUNDING = 1e-12
+#: more elements than any value has: how far apart the numbers for the elements of two values are
+_ROOM = 1 << 30
 
 
 class _Unlike(Exception):
     """A value that has no counterpart, or an argument that cannot be compared."""
+
+
+class Decided(Protocol):
+    """What is decided of dest's weights: `whole` are those that are one src weight, `blank` those still open."""
+
+    whole: dict[int, int]
+    blank: set[int]
 
 
 @dataclass(slots=True)
@@ -53,7 +66,7 @@ class Counterparts:
 
     src: Source
     dest: Side
-    assignment: Assignment
+    assignment: Decided
     same: dict[int, int] = field(default_factory=dict)
     _exact: dict[Key, int] = field(default_factory=dict)
     _first: dict[int, int] = field(default_factory=dict)
@@ -61,6 +74,8 @@ class Counterparts:
     _patterns: dict[tuple[bool, int], Hashable] = field(default_factory=dict)
     _by_probe: dict[int, list[tuple[float, int]]] | None = None
     _alike: dict[int, list[int]] = field(default_factory=dict)
+    _moved: dict[tuple[int, frozenset[int]], list[int]] | None = None
+    _moves: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Hash src: what is computed twice there has the number of its first time."""
@@ -68,9 +83,10 @@ class Counterparts:
             if node.role is not Role.CONSTANT:
                 self._first[node.index] = self._numbered(node)
         for index, value in self.dest.flow.inputs.items():
-            twin = next((i for i, other in self.src.flow.inputs.items() if has_same_numbers(value, other)), None)
-            if twin is not None:
-                self.same[index] = self._first[twin]
+            alike = [i for i, other in self.src.flow.inputs.items() if has_same_numbers(value, other)]
+            if alike:  # of several that are equal on this sample, one after the other
+                taken = self.same.values()
+                self.same[index] = next((i for i in alike if i not in taken), alike[0])
 
     def _numbered(self, node: Node) -> int:
         if node.function is None:
@@ -102,8 +118,41 @@ class Counterparts:
         except _Unlike:
             return None
 
+    def is_moved(self, index: int) -> bool:
+        """Whether a dest node only lays out anew what src has as well; a src node with the same elements in the same
+        order is kept, if there is one.
+        """
+        try:
+            places = self._places(self.dest, index)
+        except _Unlike:
+            return False
+        if self._moved is None:
+            self._moved = self._islands()
+        alike = self._moved.get((places.numel(), self._roots(self.dest, index)), [])
+        flat = places.reshape(-1)
+        twin = next((i for i in alike if torch.equal(self._places(self.src, i).reshape(-1), flat)), None)
+        if twin is not None:
+            self.same[index] = self._first[twin]
+        return True
+
+    def is_same(self, index: int, src_index: int) -> bool:
+        """Whether a dest node is known to have the elements of a src node in their order."""
+        return index in self.same and self.same[index] == self._first.get(src_index)
+
     def only_use(self, index: int) -> Candidate | None:
         """Return the candidate that a dest node with open weights does what a single src node does, or None."""
+        found = self.only_twin(index)
+        if found is None:
+            return None
+        twin, pairs = self.src.flow[found[0]], found[1]
+        claims = [Claim(leaf, None, other, None) for leaf, other in pairs.items()]
+        channels = _channels(self.src.flow, twin)
+        return Candidate(certain(*claims), (twin.index, "same"), (), 0.0, channels=channels)
+
+    def only_twin(self, index: int) -> tuple[int, dict[int, int]] | None:
+        """Return the single src node that does what a dest node with open weights does, if there is one, and for each
+        of these weights the src weight that it is.
+        """
         node = self.dest.flow[index]
         if all(self.dest.flow[i].role is not Role.ACTIVATION for i in node.operands):
             return None  # what is met depends on nothing
@@ -119,12 +168,8 @@ class Counterparts:
             found = [i for i in found if self.src.labels[i] == label]
         if len(found) != 1:
             return None
-        twin = self.src.flow[found[0]]
-        claims = self._claims(node, twin)
-        if not claims:
-            return None
-        channels = _channels(self.src.flow, twin)
-        return Candidate(certain(*claims), (twin.index, "same"), (), 0.0, channels=channels)
+        pairs = self._paired(node, self.src.flow[found[0]])
+        return (found[0], pairs) if pairs else None
 
     def note(self, index: int) -> None:
         """Keep the src node that has the same numbers as a dest node, if there is one."""
@@ -142,19 +187,61 @@ class Counterparts:
                 self._alike.setdefault(first, []).append(index)
         return [form for index in self._alike[twin] for form in self.src.elements_on(index, kind)]
 
-    def _claims(self, node: Node, twin: Node) -> list[Claim]:
-        """That each open weight behind a dest node is the one at its place behind a src node; none if one is decided
+    def _paired(self, node: Node, twin: Node) -> dict[int, int]:
+        """For each open weight behind a dest node the one at its place behind a src node; none if one is decided
         otherwise.
         """
         mine = _leaves_behind(self.dest.flow, node)
         theirs = _leaves_behind(self.src.flow, twin)
         pairs = dict(zip(mine, theirs, strict=True))
         if any(pairs[a] != b for a, b in zip(mine, theirs, strict=True)):
-            return []
+            return {}
         decided = {leaf: self.assignment.whole.get(leaf) for leaf in pairs if leaf not in self.assignment.blank}
         if any(pairs[leaf] != other for leaf, other in decided.items()):
-            return []
-        return [Claim(a, None, b, None) for a, b in pairs.items() if a not in decided]
+            return {}
+        return {leaf: other for leaf, other in pairs.items() if leaf not in decided}
+
+    # ------------------------------------------------------------------ layout
+    def _places(self, side: Side, index: int) -> Tensor:
+        """Numbers for the elements of a value, equal where it is the same element of the same value before layout."""
+        if side is self.src and index in self._moves:
+            return self._moves[index]
+        node = side.flow[index]
+        twin = self.same.get(index) if side is self.dest else None
+        if twin is not None:
+            return self._places(self.src, twin).reshape(node.shape)
+        if _is_moving(side.flow, node):
+            found: Tensor = compute(node, lambda i: self._operand_places(side, i))
+        elif side is self.src and node.role is Role.ACTIVATION:
+            start = 1 + _ROOM * self._first[index]  # zero is for what is padded
+            found = torch.arange(start, start + math.prod(node.shape), dtype=torch.float64).view(node.shape)
+        else:
+            raise _Unlike
+        if side is self.src:
+            self._moves[index] = found
+        return found
+
+    def _operand_places(self, side: Side, index: int) -> Any:
+        return side.run.value(index) if side.flow[index].role is Role.CONSTANT else self._places(side, index)
+
+    def _roots(self, side: Side, index: int) -> frozenset[int]:
+        """The src values, each by the number of its first node, that a value is laid out from."""
+        twin = self.same.get(index) if side is self.dest else None
+        if twin is not None:
+            return self._roots(self.src, twin)
+        node = side.flow[index]
+        if not _is_moving(side.flow, node):
+            return frozenset((self._first[index],))
+        return frozenset().union(*(self._roots(side, i) for i in _data_of(side.flow, node)))
+
+    def _islands(self) -> dict[tuple[int, frozenset[int]], list[int]]:
+        """The src nodes that lay out values anew, by their size and what they are laid out from."""
+        found: dict[tuple[int, frozenset[int]], list[int]] = {}
+        for node in self.src.flow.nodes:
+            if node.role is Role.ACTIVATION and self._first[node.index] == node.index:
+                key = math.prod(node.shape), self._roots(self.src, node.index)
+                found.setdefault(key, []).append(node.index)
+        return found
 
     # ------------------------------------------------------------------ keys
     def _key(self, side: Side, node: Node, operand: Callable[[int], Hashable]) -> Key:
@@ -245,6 +332,21 @@ class Counterparts:
 def _is_reshaped(node: Node) -> bool:
     """Whether data or a weight goes on in another shape, all of it in the same order."""
     return node.role is not Role.CONSTANT and node.op in _RESHAPING
+
+
+def _is_moving(flow: Flow, node: Node) -> bool:
+    """Whether an op lays out data, and nothing but data, in an order that no number decides."""
+    others = [flow[i] for i in node.operands if flow[i].role is not Role.ACTIVATION]
+    is_plain = all(n.role is Role.CONSTANT and n.op == "constant" and _is_count(flow, n.index) for n in others)
+    return node.role is Role.ACTIVATION and node.op in _MOVING and is_plain
+
+
+def _is_count(flow: Flow, index: int) -> bool:
+    return index in flow.constants and flow.constants[index].dtype in (torch.int32, torch.int64)
+
+
+def _data_of(flow: Flow, node: Node) -> list[int]:
+    return [i for i in node.operands if flow[i].role is Role.ACTIVATION]
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

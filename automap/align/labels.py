@@ -41,6 +41,8 @@ def _heard(flow: Flow, is_silent: Callable[[Flow, Node], bool]) -> list[tuple[tu
         found: list[tuple[int, str]] = []
         for reader in flow.readers.get(index, ()):
             node = flow[reader]
+            if node.role is Role.CONSTANT:  # it asks for the shape alone
+                continue
             if is_silent(flow, node):
                 found.extend(heard[reader])
             else:

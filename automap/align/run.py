@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from automap.canonical.evaluate import compute, widen
+from automap.canonical.evaluate import compute, no_value, widen
 from automap.canonical.flow import Flow, Role
 
 
@@ -75,13 +75,18 @@ class Run:
             run, other = self._elsewhere[index]
             found, shape = run.value(other), self.flow[index].shape
             return found if run.flow[other].shape == shape else found.reshape(shape)
-        if self._is_complete:
-            self._catch_up(index)
         node = self.flow[index]
+        if self._is_complete and node.role is Role.ACTIVATION:
+            self._catch_up(index)
         assert node.function is not None, f"no value for node {index} ({node.op})"
-        value = compute(node, self.value)
+        value = compute(node, self._constant if node.role is Role.CONSTANT else self.value)
         self._known[index] = value
         return value
+
+    def _constant(self, index: int) -> Any:
+        """What a constant is made of: of what is none its shape alone."""
+        node = self.flow[index]
+        return self.value(index) if node.role is Role.CONSTANT else no_value(node.shape)
 
     def _catch_up(self, index: int) -> None:
         """Compute the activations before a node, so that none is computed inside of another."""

@@ -118,6 +118,11 @@ class Search:
         if self.counterparts is None:
             return False
         twin = self.counterparts.repeated(index)
+        if twin is None and self.counterparts.is_moved(index):
+            twin = self.counterparts.same.get(index)
+            if twin is None:
+                self.dest.run.forget(index)  # its value is made of known ones if it is asked for
+                return True
         only = self.counterparts.only_use(index) if twin is None else None
         if only is not None:
             self._take_same(index, only)

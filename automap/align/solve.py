@@ -34,14 +34,15 @@ from automap.twin import Twins, narrow_twins
 _Key = TypeVar("_Key", int, str)
 _ROUNDS = 12
 #: multiplications with weights, on both sides, that are done sooner than twins are found; what twins have to save
-_SMALL, _GAIN = 1_000_000_000, 4.0
+SMALL, _GAIN = 1_000_000_000, 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
     """Both sides and what the walk found; `is_drawn` tells that src was computed on drawn weights, not its own.
 
-    With `twins`, both sides are these; `flows` are the graphs of the models themselves, src's and dest's.
+    With `twins`, both sides are these; `flows` are the graphs of the models themselves, src's and dest's. Found by ops
+    alone, no weight of either side has a value.
     """
 
     src: Source
@@ -53,6 +54,7 @@ class Solution:
     timings_s: Mapping[str, float]
     flows: tuple[Flow, Flow]
     twins: Twins | None = None
+    is_by_ops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def solve_on_twins(
         return None
     narrowing = time.perf_counter()
     is_valueless = "fake" in (src.mode, dest.mode)
-    least_work, least_gain = (0, 0.0) if is_valueless else (_SMALL, _GAIN)
+    least_work, least_gain = (0, 0.0) if is_valueless else (SMALL, _GAIN)
     twins = narrow_twins(flows.src, flows.dest, least_work=least_work, least_gain=least_gain)
     if twins is None:
         return None

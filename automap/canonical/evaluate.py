@@ -18,6 +18,11 @@ def widen(value: Tensor) -> Tensor:
     return value.detach().to(torch.complex128) if value.is_complex() else value.detach()
 
 
+def no_value(shape: tuple[int, ...]) -> Tensor:
+    """Return what stands for a value of which the shape alone is asked for; it takes no memory."""
+    return torch.zeros((), dtype=torch.float64).expand(shape)
+
+
 def compute(node: Node, value_of: Callable[[int], Any]) -> Any:
     """Return the value of an op node, its operands taken from value_of."""
     assert node.function is not None

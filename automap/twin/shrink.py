@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from automap.canonical.evaluate import compute, widen
+from automap.canonical.evaluate import compute, no_value, widen
 from automap.canonical.flow import Flow, Node, Role
 from automap.capture import Weight
 from automap.capture.refill import is_valueless, stand_in
@@ -129,7 +129,7 @@ def _boundary(flow: Flow) -> dict[int, Any]:
         if index not in known:
             node = flow[index]
             if node.role is not Role.CONSTANT:  # its shape alone is asked for
-                return torch.zeros((), dtype=torch.float64).expand(node.shape)
+                return no_value(node.shape)
             known[index] = compute(node, value)
         return known[index]
 

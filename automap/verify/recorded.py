@@ -40,7 +40,8 @@ class Case:
 
     `only` are the src weights that the recordings hold for, where control flow depends on values. `walked` is how far
     apart outputs were on the sample in the match itself, where that was on weights that the plan makes of drawn ones.
-    `narrow` is the same case on narrow twins, where the plan was found on these.
+    `narrow` is the same case on narrow twins, to be tested in its place; without `is_at_size` the plan was found on
+    these.
     """
 
     src: Flow
@@ -50,6 +51,7 @@ class Case:
     only: Mapping[int, Tensor] | None = None
     walked: tuple[OutputParity, ...] = ()
     narrow: Case | None = None
+    is_at_size: bool = True
 
     @classmethod
     def of(cls, solution: Solution, plan: Plan, pairs: Pairs) -> Case:

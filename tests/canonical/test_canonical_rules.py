@@ -27,6 +27,13 @@ def add_mm(alpha: float = 1, beta: float = 1) -> Callable[..., Tensor]:
 
 
 RULES = [
+    case(lambda x, w: (x * w).permute(0, 2, 1).mean(1), X, "mul mean", id="mean-of-permuted", w=(8,)),
+    case(lambda x, w: (x * w).permute(2, 0, 1).mean(0), X, "mul mean", id="mean-over-a-permuted-dim", w=(8,)),
+    case(
+        lambda x, w: (x * w).permute(2, 1, 0).mean(0), X, "mul mean", id="mean-near-miss-rest-in-another-order", w=(8,)
+    ),
+    case(lambda x, w: (x * w).mT.mean((-1, 0), True), X, "mul mean", id="mean-of-transposed-kept", w=(8,)),
+    case(lambda x, w: (x * w).mean([]), X, "mul mean", id="mean-over-everything", w=(8,)),
     case(add_mm(), FLAT, "matmul add", id="addmm", w=(8, 3), b=(3,)),
     case(add_mm(2.0, 0.5), FLAT, "matmul mul add", id="addmm-near-miss-with-factors", w=(8, 3), b=(3,)),
     case(add_mm(1, 0), FLAT, "matmul", id="addmm-negative-bias-times-zero", w=(8, 3), b=(3,)),

@@ -5,6 +5,6 @@ from __future__ import annotations
 
 def load() -> None:
     """Register every rule; importing a subject's module does it."""
-    from automap.canonical.rules import arithmetic, attention, casts, layout, linear, lookups, norms
+    from automap.canonical.rules import arithmetic, attention, casts, layout, linear, lookups, means, norms
 
-    del arithmetic, attention, casts, layout, linear, lookups, norms
+    del arithmetic, attention, casts, layout, linear, lookups, means, norms

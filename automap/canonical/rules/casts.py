@@ -38,15 +38,17 @@ def _(builder: Builder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
     return builder.add("cast", cast, args[0], dtype, shape=builder.shape(args[0]))
 
 
-def made_wide(builder: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ref:
-    """The call as it was recorded, its result in the widest dtype of its kind."""
+def made_wide(
+    builder: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shape: tuple[int, ...] | None = None
+) -> Ref:
+    """The call as it was recorded, its result in the widest dtype of its kind; shape is another one than recorded."""
     origin = builder.origin
     assert origin is not None
     kept = {k: v for k, v in kwargs.items() if k not in ("device", "layout", "pin_memory", "memory_format")}
     made = origin.meta.get("dtype")
     if made is not None and made != torch.bool:
         kept["dtype"] = widened(made)
-    shape = tuple(origin.meta.get("shape", ()))
+    shape = tuple(origin.meta.get("shape", ())) if shape is None else shape
     name = str(target).removeprefix("aten.").split(".")[0]
     return builder.add(name, target, *args, shape=shape, **kept)
 
@@ -75,7 +77,6 @@ for _target in (
     aten.eye.m,
     aten.linspace.default,
     aten.sum.default,
-    aten.mean.dim,
     aten.mean.default,
     aten.cumsum.default,
     aten.linalg_vector_norm.default,
