@@ -207,7 +207,7 @@ def _sketched(model: nn.Module, inputs: Inputs, method: Method, is_training: boo
             found = record(model, inputs, is_sketched=True)
         except AutomapError:  # an op refuses zeros
             found = None
-        if found is not None and not found.is_data_dependent:
+        if found is not None and not (found.is_data_dependent or found.is_writing):
             return found
     return _recorded(model, inputs, method, is_training)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from automap.align.assignment import Assignment
 from automap.align.choices import Outcome
@@ -15,9 +15,9 @@ from automap.align.counterparts import Counterparts
 from automap.align.side import Side
 from automap.align.solve import SMALL, Flows, Solution
 from automap.align.table import Source
-from automap.canonical.flow import Flow, Role
+from automap.canonical.flow import Role
 from automap.capture import Capture
-from automap.twin import Twins, narrow_twins
+from automap.twin import narrow_twins
 from automap.twin.shrink import full_work
 
 
@@ -48,11 +48,14 @@ def solve_by_ops(src: Capture, flows: Flows) -> tuple[Solution, Pairs] | None:
     if is_read or full_work(flows.src) + full_work(flows.dest) < SMALL:
         return None
     started = time.perf_counter()
-    pairs = _walked(Source(flows.src, {}), Side(flows.dest, {}))
+    source, side = Source(flows.src, {}), Side(flows.dest, {})
+    pairs = _walked(source, side)
     if pairs is None:
         return None
     timings = {"canonical": flows.elapsed_s, "compute": 0.0, "align": time.perf_counter() - started}
-    return _solution(pairs, src, flows, timings), pairs
+    outcome = _outcome(pairs, source, side)
+    own = flows.src, flows.dest
+    return Solution(source, side, outcome, src, flows.dest_capture, False, timings, own, is_by_ops=True), pairs
 
 
 def on_twins(solution: Solution, pairs: Pairs) -> Solution | None:
@@ -61,8 +64,8 @@ def on_twins(solution: Solution, pairs: Pairs) -> Solution | None:
     twins = narrow_twins(src, dest, least_work=0, least_gain=1.0)
     if twins is None:
         return None
-    flows = Flows(src, dest, solution.dest_capture, 0.0)
-    return _solution(pairs, solution.src_capture, flows, solution.timings_s, twins)
+    source, side = Source(twins.src, {}), Side(twins.dest, {})
+    return replace(solution, src=source, dest=side, outcome=_outcome(pairs, source, side), twins=twins)
 
 
 def _walked(source: Source, side: Side) -> Pairs | None:
@@ -93,22 +96,11 @@ def _walked(source: Source, side: Side) -> Pairs | None:
     return pairs
 
 
-def _solution(
-    pairs: Pairs, src: Capture, flows: Flows, timings: Mapping[str, float], twins: Twins | None = None
-) -> Solution:
-    """The pairs as a solution for both models, or for twins; no weight has a value in it."""
-    mine, theirs = _graphs(flows, twins)
-    source, side = Source(mine, {}), Side(theirs, {})
+def _outcome(pairs: Pairs, source: Source, side: Side) -> Outcome:
+    """The pairs as what a walk over side finds, be it of the models or of their twins."""
     assignment = Assignment(side, source)
     for leaf, other in pairs.whole.items():
         assignment.pair(leaf, other, leaf)
     for index, twin in pairs.same.items():
         side.run.set_same(index, source.run, twin)
-    outcome = Outcome(assignment, {}, [], pairs.users, {}, set(), pairs.outputs)
-    return Solution(
-        source, side, outcome, src, flows.dest_capture, False, timings, (flows.src, flows.dest), twins, is_by_ops=True
-    )
-
-
-def _graphs(flows: Flows, twins: Twins | None) -> tuple[Flow, Flow]:
-    return (flows.src, flows.dest) if twins is None else (twins.src, twins.dest)
+    return Outcome(assignment, {}, [], pairs.users, {}, set(), pairs.outputs)

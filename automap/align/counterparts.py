@@ -396,8 +396,11 @@ def _leaves_behind(flow: Flow, node: Node) -> list[int]:
 
 def _frozen(value: Any, operand: Callable[[int], Hashable]) -> Any:
     """Nested arguments as something that can be hashed, every Ref as what operand gives for it."""
-    if isinstance(value, Ref):
+    kind = type(value)
+    if kind is Ref:
         return ("ref", operand(value.index))
+    if kind is int or kind is float or value is None:
+        return value
     if isinstance(value, (tuple, list)):
         return tuple([_frozen(item, operand) for item in value])
     if isinstance(value, Mapping):

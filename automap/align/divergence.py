@@ -251,7 +251,7 @@ _DEFAULTS: dict[str, Mapping[str, Any]] = {
 def _has_ref(value: Any) -> bool:
     from automap.canonical.flow import refs_in
 
-    return next(refs_in(value), None) is not None
+    return bool(refs_in(value))
 
 
 def constant_operands(side: Side, node: Node) -> list[tuple[int, Tensor]]:

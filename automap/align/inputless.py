@@ -57,7 +57,7 @@ def on_weight_side(src: Source, index: int) -> int | None:
     node = src.flow[index]
     if node.role is not Role.ACTIVATION:
         return index
-    if next(refs_in(node.kwargs), None) is not None or not isinstance(src.run.value(index), Tensor):
+    if refs_in(node.kwargs) or not isinstance(src.run.value(index), Tensor):
         return None
     made: dict[int, int] = {}
     for ref in refs_in(node.args):

@@ -82,24 +82,39 @@ class Flow:
         return found
 
 
-def refs_in(value: Any) -> Iterator[int]:
-    """Yield the node numbers of every Ref in nested arguments, in order."""
-    if isinstance(value, Ref):
-        yield value.index
+_PLAIN = (int, float, bool, str, type(None))  # most arguments
+
+
+def refs_in(value: Any) -> list[int]:
+    """Return the node numbers of every Ref in nested arguments, in order."""
+    found: list[int] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[int]) -> None:
+    kind = type(value)
+    if kind is Ref:
+        found.append(value.index)
+    elif kind in _PLAIN:
+        return
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from refs_in(item)
+            _collect(item, found)
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from refs_in(item)
+            _collect(item, found)
 
 
 def replace_refs(value: Any, function: Callable[[int], Any]) -> Any:
     """Return nested arguments with every Ref replaced by function(its number)."""
-    if isinstance(value, Ref):
+    kind = type(value)
+    if kind is Ref:
         return function(value.index)
+    if kind in _PLAIN:
+        return value
     if isinstance(value, (tuple, list)):
-        return type(value)(replace_refs(item, function) for item in value)
+        return kind([replace_refs(item, function) for item in value])
     if isinstance(value, Mapping):
         return {key: replace_refs(item, function) for key, item in value.items()}
     return value

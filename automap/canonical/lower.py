@@ -91,12 +91,13 @@ class Builder:
     def _role(self, op: str, operands: tuple[int, ...]) -> Role:
         if op in SHAPE_ONLY:
             return Role.CONSTANT
-        roles = {self.nodes[index].role for index in operands}
-        if Role.ACTIVATION in roles:
-            return Role.ACTIVATION
-        if Role.WEIGHT in roles:
-            return Role.ACTIVATION if op in LINEAR else Role.WEIGHT
-        return Role.CONSTANT
+        found = Role.CONSTANT
+        for index in operands:
+            role = self.nodes[index].role
+            if role is Role.ACTIVATION:
+                return role
+            found = role if role is Role.WEIGHT else found
+        return Role.ACTIVATION if found is Role.WEIGHT and op in LINEAR else found
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,27 +16,28 @@ _Cached = type(functools.lru_cache(lambda: None))
 @contextmanager
 def without_new_results() -> Iterator[None]:
     """Empty, afterwards, every `functools.lru_cache` outside torch that took something up meanwhile."""
-    before = {id(cached): cached.cache_info().misses for cached in _caches()}
+    before = {id(cached): (cached, cached.cache_info().misses) for cached in _caches()}
+    imported = len(sys.modules)
     try:
         yield
     finally:
-        for cached in _caches():
-            if cached.cache_info().misses != before.get(id(cached), 0):
+        known = [cached for cached, _ in before.values()]
+        for cached in known if len(sys.modules) == imported else _caches():
+            if cached.cache_info().misses != before.get(id(cached), (cached, 0))[1]:
                 cached.cache_clear()
 
 
 def _caches() -> list[Any]:
-    """Every cached function there is, but for those of torch and of Python itself, which hold no results of models."""
-    found = [thing for thing in _objects() if type(thing) is _Cached]
-    return [c for c in found if str(getattr(c, "__module__", "")).partition(".")[0] not in _FOREIGN]
+    """Every cached function there is, but for those of torch and of Python itself, which hold no results of models.
 
-
-def _objects() -> list[Any]:
-    """All that the garbage collector knows of, what was put aside from it (`gc.freeze`) included."""
-    if not gc.get_freeze_count():
-        return gc.get_objects()
-    gc.unfreeze()
+    What was put aside from the garbage collector (`gc.freeze`) is among them.
+    """
+    is_frozen = bool(gc.get_freeze_count())
+    if is_frozen:
+        gc.unfreeze()
     try:
-        return gc.get_objects()
+        found = [thing for thing in gc.get_referrers(_Cached) if type(thing) is _Cached]
     finally:
-        gc.freeze()
+        if is_frozen:
+            gc.freeze()
+    return [c for c in found if str(getattr(c, "__module__", "")).partition(".")[0] not in _FOREIGN]

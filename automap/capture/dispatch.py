@@ -82,7 +82,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known.reads_value or known.has_dynamic_shape:
             self._note_read(func, args)
         if known.is_query:
-            return self.run(func, args, kwargs)
+            return func(*args, **kwargs) if known.is_of_looks else self.run(func, args, kwargs)
         if known.is_mutable:
             written = written_by(func, args, kwargs)
             for tensor in written:
@@ -160,8 +160,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tape.node(tensor)
         nodes, words = self._nodes(args), self._nodes(call_for(func, args, kwargs, written))
         is_cast = needs_cast(func, args, kwargs, written[0])
-        result = self.run(func, args, kwargs)
         node = self._call(rewrite(func).target, nodes, words)
+        result = (self.run_learned if self.tape.is_learned(node) else self.run)(func, args, kwargs)
         self._distribute(func, known, node, result, written, is_cast)
         return result
 

@@ -42,9 +42,13 @@ class Rewrite:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What there is to know of an op before it runs."""
+    """What there is to know of an op before it runs.
+
+    A query gives no tensor; one of the looks of a tensor (`is_of_looks`) need not know what is in it.
+    """
 
     is_query: bool
+    is_of_looks: bool
     is_mutable: bool
     is_random: bool
     is_view_in_place: bool
@@ -85,6 +89,7 @@ def facts(op: Any) -> Facts:
     gives_tensor = any("Tensor" in str(returned.type) for returned in op._schema.returns)
     return Facts(
         is_query=not gives_tensor and not is_mutable,
+        is_of_looks=op.namespace == "prim",
         is_mutable=is_mutable,
         is_random=op.namespace == "aten" and name in _RANDOM,
         is_view_in_place=torch.Tag.inplace_view in tags,

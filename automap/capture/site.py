@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_HERE = str(Path(__file__).parent) + os.sep
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _OWNERS: dict[str, str] = {}
 
@@ -36,13 +37,15 @@ def user_line() -> tuple[str, int] | None:
     model, and nothing beyond them is the model's.
     """
     frame: FrameType | None = sys._getframe(1)
+    known = _OWNERS.get  # a call for each frame would cost most of all that is recorded
     while frame is not None and owner_of(frame.f_code.co_filename) == "capture":
         frame = frame.f_back
     while frame is not None:
-        owner = owner_of(frame.f_code.co_filename)
+        code = frame.f_code
+        owner = known(code.co_filename) or owner_of(code.co_filename)
         if owner == "user":
-            return frame.f_code.co_filename, frame.f_lineno
-        if owner == "capture" and frame.f_code.co_name == "call_model":
+            return code.co_filename, frame.f_lineno
+        if owner == "capture" and code.co_name == "call_model":
             return None
         frame = frame.f_back
     return None

@@ -1,6 +1,6 @@
 """What a forward runs on: the caller's values, copied, or fake tensors that have shapes and no memory.
 
-In between lies a sketch: real values, but for the results of large products and the like, which are zeros.
+In between lies a sketch: real values, but for those that would take long, which are zeros (`sketch`).
 
 Comes in: a model in eval mode and its inputs. Goes out: a Stage, with inputs that the forward may spoil, the tensors
 that stand for the weights, and how each op is run. Under fake tensors, small values that depend on no weight are
@@ -14,7 +14,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
@@ -29,9 +28,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from automap.capture.caches import without_new_results
-from automap.capture.functional import written_by
+from automap.capture.functional import facts, written_by
 from automap.capture.refill import refilled_buffers
 from automap.capture.result import Weight, storage_key
+from automap.capture.sketch import run_plainly, run_sketched
 from automap.capture.structure import map_tensors
 from automap.capture.tape import hold
 from automap.inputs import Inputs
@@ -67,8 +67,8 @@ def is_weightless(tensors: Iterable[Tensor]) -> bool:
 
 def real_stage(inputs: Inputs, weights: Iterable[tuple[Weight, Tensor]], *, is_sketched: bool = False) -> Stage:
     """Return a stage of real values; sketched, what takes long is not carried out, if anything learned goes into it."""
-    learned = _sketched if is_sketched else _run_plainly
-    return Stage(_copied(inputs, _fresh), tuple(weights), nullcontext(), _run_plainly, learned, _fresh)
+    learned = run_sketched if is_sketched else run_plainly
+    return Stage(_copied(inputs, _fresh), tuple(weights), nullcontext(), run_plainly, learned, _fresh)
 
 
 @contextmanager
@@ -143,87 +143,6 @@ def _fresh(tensor: Tensor) -> Tensor:
         return tensor.detach().clone()
 
 
-def _run_plainly(func: Any, args: Any, kwargs: Any) -> Any:
-    """An op as it is; a convolution by oneDNN, which is off so that recurrent layers fall apart into their steps."""
-    if func is not aten.convolution.default or not torch._C._has_mkldnn:
-        return func(*args, **kwargs)
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(True)
-    try:
-        return func(*args, **kwargs)
-    finally:
-        torch._C._set_mkldnn_enabled(before)
-
-
-def _sketched(func: Any, args: Any, kwargs: Any) -> Any:
-    """An op as it is; of one that takes long only what it would give looks like, filled with zeros."""
-    factors, like = _FACTORS.get(func), _LIKE_DATA.get(func)
-    if factors is not None and not kwargs and _multiplications(func, args, factors) >= _LARGE:
-        left, right = args[factors[0]], args[factors[1]]
-        if func is not aten.convolution.default:
-            return left.new_zeros((*left.shape[:-1], right.shape[-1]))
-        geometry = tuple(tuple(arg) if isinstance(arg, list) else arg for arg in args[3:])
-        look = _convolved(tuple(left.shape), left.stride(), tuple(right.shape), right.stride(), geometry)
-        return torch.empty_strided(*look, dtype=left.dtype, device=left.device).zero_()
-    if like is not None and args[0].numel() >= _LARGE_VALUE and args[0].is_floating_point():
-        found = like(*args, **kwargs)
-        if found is not None:
-            return found
-    return _run_plainly(func, args, kwargs)
-
-
-def _multiplications(func: Any, args: Any, factors: tuple[int, int]) -> int:
-    left, right = args[factors[0]], args[factors[1]]
-    is_product = func is not aten.convolution.default
-    return int(left.numel() * (right.shape[-1] if is_product else right.numel() // max(left.shape[1], 1)))
-
-
-@lru_cache(4096)
-def _convolved(
-    data: tuple[int, ...], data_stride: tuple[int, ...], weight: tuple[int, ...], weight_stride: tuple[int, ...],
-    geometry: tuple[Any, ...],
-) -> tuple[tuple[int, ...], tuple[int, ...]]:  # fmt: skip
-    """The shape and strides of what a convolution gives."""
-    given = (torch.empty_strided(*look, device="meta") for look in ((data, data_stride), (weight, weight_stride)))
-    found = aten.convolution.default(*given, None, *geometry)
-    return tuple(found.shape), found.stride()
-
-
-def _like_data(data: Tensor, *options: Any, dtype: torch.dtype | None = None, **others: Any) -> Tensor | None:
-    return torch.zeros_like(data) if data.is_contiguous() and dtype is None and True not in options else None
-
-
-def _like_norm(data: Tensor, shape: list[int], *options: Any) -> tuple[Tensor, ...] | None:
-    lead = (*data.shape[: data.dim() - len(shape)], *[1] * len(shape))
-    return (torch.zeros_like(data), data.new_zeros(lead), data.new_zeros(lead)) if data.is_contiguous() else None
-
-
-def _like_batch_norm(data: Tensor, *options: Any) -> tuple[Tensor, ...] | None:
-    is_plain = data.is_contiguous() and not options[4]  # in training there are statistics of the batch as well
-    return (torch.zeros_like(data), data.new_zeros(0), data.new_zeros(0)) if is_plain else None
-
-
-def _like_copy(data: Tensor, *, memory_format: torch.memory_format | None = None) -> Tensor | None:
-    return data.new_zeros(data.shape) if memory_format is torch.contiguous_format else None
-
-
-#: products and where their factors stand among the arguments; so many multiplications make one large
-_FACTORS: dict[Any, tuple[int, int]] = {
-    **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.convolution.default), (0, 1)),
-    **dict.fromkeys((aten.addmm.default, aten.baddbmm.default), (1, 2)),
-}
-_LARGE = 2_000_000
-#: ops that take long where data has so many elements, and what stands for their result: None where it is not plain
-_LIKE_DATA: dict[Any, Callable[..., Any]] = {
-    **dict.fromkeys((aten.gelu.default, aten.silu.default, aten.sigmoid.default, aten.tanh.default), _like_data),
-    **dict.fromkeys((aten._softmax.default, aten._safe_softmax.default, aten.exp.default), _like_data),
-    aten.native_layer_norm.default: _like_norm,
-    aten.native_batch_norm.default: _like_batch_norm,
-    aten.clone.default: _like_copy,
-}
-_LARGE_VALUE = 50_000
-
-
 def _faked(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     """A fake of tensor's shape; of a meta tensor, one that computes on the CPU."""
     if isinstance(tensor, FakeTensor):
@@ -264,14 +183,11 @@ class _Shadows:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the fake result of an op, its value being known where those of its operands are."""
-        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        known = [self._get(leaf) for leaf in leaves]
-        if any(value is None for value in known):
-            self._forget(written_by(func, args, kwargs))
-            return func(*args, **kwargs)
-        real = self._compute(func, args, kwargs)
-        if isinstance(real, Exception):
-            self._forget(written_by(func, args, kwargs))
+        is_known = all(self._get(leaf) is not None for leaf in _tensors((*args, *kwargs.values())))
+        real = self._compute(func, args, kwargs) if is_known else None
+        if not is_known or isinstance(real, Exception):
+            if facts(func).is_mutable:
+                self._forget(written_by(func, args, kwargs))
             return func(*args, **kwargs)
         try:
             result = func(*args, **kwargs)
@@ -314,6 +230,15 @@ class _Shadows:
         keys = {storage_key(known) for t in written if (known := self._get(t)) is not None}
         if keys:
             self._real = {k: entry for k, entry in self._real.items() if storage_key(entry[1]) not in keys}
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among arguments and in lists of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
 
 
 def _is_large(args: Any, kwargs: Any) -> bool:

@@ -7,6 +7,7 @@ and whoever reads the storage afterwards, under whatever view, reads the pieces.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import prod
@@ -20,6 +21,7 @@ from automap.capture.structure import tensors_in
 from automap.inputs import Inputs
 
 aten = torch.ops.aten
+_NO_NAME = re.compile("[^0-9a-zA-Z_]+")
 _INDEX, _INDEX_LIMIT = (torch.int64, torch.int32), 100_000  # numbers that may choose rows are kept with their node
 
 
@@ -101,13 +103,13 @@ class Storage:
 
 
 class Known(NamedTuple):
-    """The node that holds a tensor's value as of a version of its storage."""
+    """The node that holds a tensor's value as of a version of its storage; one that is not strided has no stride."""
 
     node: fx.Node
     storage: int
     version: int
     shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    stride: tuple[int, ...] | None
     alive: Any
 
 
@@ -163,11 +165,13 @@ class Tape:
         """Add a call, marked as learned where it reads something learned."""
         name = name or self._names.get(target)
         if name is None:
-            name = self._names[target] = self.graph._target_to_str(target)
+            name = self._names[target] = _NO_NAME.sub("_", self.graph._target_to_str(target))
         node = self.graph.create_node("call_function", target, name=name)
-        node.args = args  # set afterwards: create_node would search all of them for symbolic numbers, slowly
+        # set afterwards, as properties: create_node would search all of them for symbolic numbers, and setting an
+        # attribute of a node takes it out of the graph's tables and puts it in again
+        object.__setattr__(node, "args", args)
         if kwargs:
-            node.kwargs = kwargs
+            object.__setattr__(node, "kwargs", kwargs)
         if not self._learned.isdisjoint(node._input_nodes):
             self._learned.add(node)
         node.meta["module_path"] = self.path[-1]
@@ -203,7 +207,7 @@ class Tape:
         """Let node hold tensor's value as of now."""
         key = storage_key(tensor)
         if tensor.layout != torch.strided:
-            self._known[tensor._cdata] = Known(node, key, 0, tuple(tensor.shape), (), hold(tensor))
+            self._known[tensor._cdata] = Known(node, key, 0, tuple(tensor.shape), None, hold(tensor))
             return node
         storage = self._storages.get(key)
         if storage is None:
@@ -221,7 +225,7 @@ class Tape:
         key = storage_key(tensor)
         if known is None or known.storage != key:
             return self._leaf(tensor, key)
-        if tensor.layout != torch.strided:
+        if known.stride is None:
             return known.node
         is_moved = known.shape != tensor.shape or known.stride != tensor.stride()
         storage = self._storages[key]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from capture_replay import Calls, assert_replays, inputs_of, replay, run, targets
 from torch import Tensor, nn
 
@@ -119,6 +120,12 @@ def test_ops_know_their_module_and_the_users_line() -> None:
     linear = next(n for n in found.graph.nodes if str(n.target) == "aten.addmm.default")
     assert linear.meta["module_path"] == "0"
     assert "file" not in linear.meta  # no line of the user's own called it
+
+
+def test_a_library_beside_torch_is_not_torch() -> None:
+    found = capture(torchvision.models.resnet.BasicBlock(4, 4), torch.randn(1, 4, 8, 8))
+    add = next(n for n in found.graph.nodes if str(n.target) == "aten.add.Tensor")
+    assert add.meta["file"].endswith("torchvision/models/resnet.py")
 
 
 @pytest.mark.parametrize(
