@@ -4,6 +4,7 @@
     python benchmarks/speed.py --section matching --ops 1000
     python benchmarks/speed.py --section transfer --only ResNet --repeats 3
 
+capture    what recording a forward costs, real and under fake tensors
 transfer   full-size models: `automap.transfer` against plain forwards and the hook-order transfer; stages; memory
 start      whole processes: the help text, and a conversion against imports and building
 matching   how matching grows with the number of ops; also writes scaling.svg
@@ -54,6 +55,8 @@ def in_child(text: str) -> None:
 
     function, *words = json.loads(text)
     cases: dict[str, Callable[..., Figures]] = {
+        "capture": lambda name, repeats: speed_cases.capture(name, int(repeats)),
+        "fake_capture": lambda side, repeats: speed_cases.fake_capture(int(side), int(repeats)),
         "transfer": lambda name, repeats: speed_cases.transfer(name, int(repeats)),
         "matching": lambda ops: speed_cases.matching(int(ops)),
         "large": speed_cases.large,
@@ -66,6 +69,14 @@ def transfer(options: argparse.Namespace) -> str:
     limit_s = options.limit_s * (options.repeats + 1)
     found = {name: measured("transfer", name, str(options.repeats), limit_s=limit_s) for name in names}
     return speed_report.transfer(found, options.repeats)
+
+
+def capture(options: argparse.Namespace) -> str:
+    names = [name for name in speed_report.CASES if options.only in name]
+    repeats = str(3 * options.repeats)  # each takes a fraction of a second
+    real = {name: measured("capture", name, repeats, limit_s=options.limit_s) for name in names}
+    fake = [measured("fake_capture", side, repeats, limit_s=options.limit_s) for side in ("0", "1")]
+    return speed_report.capture(real, fake)
 
 
 def start(options: argparse.Namespace) -> str:
@@ -101,6 +112,7 @@ def large(options: argparse.Namespace) -> str:
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], str]] = {
+    "capture": capture,
     "transfer": transfer,
     "start": start,
     "matching": matching,
@@ -123,8 +135,10 @@ def wait_until_calm(limit_s: float) -> float:
 def read_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--section", dest="sections", action="append", choices=tuple(SECTIONS))
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of transfer and start")
-    parser.add_argument("--only", default="", help="transfer: only models with this in their name")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="rounds of transfer and start; three times as many of capture"
+    )
+    parser.add_argument("--only", default="", help="capture and transfer: only models with this in their name")
     parser.add_argument("--ops", type=int, nargs="+", default=[1_000, 10_000, 50_000], help="sizes for matching")
     parser.add_argument("--limit-s", type=float, default=300, help="seconds that one case, or a round of it, may take")
     parser.add_argument("--calm-s", type=float, default=300, help="seconds to wait for a calm machine")

@@ -15,8 +15,14 @@ import torch
 from large_models import Shape, experts, llama, llama_70b
 from peer_tools import Refusal, Side, hook_order
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import automap
+from automap.capture import record
+from automap.collector import only_new_garbage
+from automap.inputs import Inputs
 from automap.models import build_model
 
 Figures = dict[str, Any]
@@ -123,6 +129,65 @@ def one_round(models: Models, with_hook_order: bool) -> Figures:
     found = models.by_automap("default")
     figures["default"] = time.perf_counter() - started
     return figures | {"stages": dict(found.timings_s)}
+
+
+def capture(name: str, repeats: int) -> Figures:
+    """Return seconds of a forward, of recording it, and of recording it in outline, one of each a round."""
+    models = prepared(name)
+    inputs = Inputs.of(models.image)
+    models.forwards(1)
+    ops = record(models.src, inputs).op_count
+    calls = {
+        "forward": lambda: models.forwards(1),
+        "recorded": lambda: record(models.src, inputs),
+        "outline": lambda: record(models.src, inputs, is_sketched=True),
+    }
+    with only_new_garbage():
+        rounds = [{kind: seconds(call) for kind, call in calls.items()} for _ in range(repeats)]
+    return {"ops": ops, "rounds": rounds}
+
+
+def fake_capture(side: int, repeats: int) -> Figures:
+    """Return seconds of a Llama's forward under fake tensors and of recording it, for two depths; side is 0 or 1.
+
+    What grows with depth is what an op takes; the rest is done once.
+    """
+    depths: list[Figures] = []
+    tokens = torch.zeros((1, 8), dtype=torch.long)
+    for blocks in (10, 40):
+        with torch.device("meta"):
+            model = llama(llama_70b(blocks))[side]
+        plain = faked_forward(model, tokens)
+        plain()
+        ops = record(model, Inputs.of(tokens), mode="fake").op_count
+        with only_new_garbage():
+            rounds = [
+                {
+                    "forward": seconds(plain),
+                    "recorded": seconds(lambda m=model: record(m, Inputs.of(tokens), mode="fake")),
+                }
+                for _ in range(repeats)
+            ]
+        depths.append({"ops": ops, "rounds": rounds, "name": type(model).__name__})
+    return {"depths": depths}
+
+
+def faked_forward(model: nn.Module, tokens: Tensor) -> Callable[[], object]:
+    """Return what runs a model on `meta` under fake tensors, its weights being fakes already, on the same kernels as
+    are recorded.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        state = {
+            name: torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype)
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        }
+
+    def run() -> object:
+        with mode, torch.no_grad(), sdpa_kernel([SDPBackend.MATH]):
+            return functional_call(model, state, (tokens,))
+
+    return run
 
 
 class Joined(nn.Module):

@@ -26,6 +26,48 @@ TIMES = (
 SIZES = ("model", "weights of both", "built and run", "transferred", "more")
 
 
+def capture(real: Mapping[str, Figures], fake: Sequence[Figures]) -> str:
+    """Return what recording takes beside a forward, and under fake tensors for each op."""
+    return f"""## Speed: capture
+
+{provenance()}
+
+The forward of the timm models of the next section and recording it, and recording it in outline, as is done with dest:
+medians; "over the forward" is taken within a round.
+
+{table(("model", "ops", "forward", "recorded", "over the forward", "in outline"), map(_recorded, real.items()))}
+
+Llama 70B under fake tensors, its weights on `meta`: what each op between a depth of 10 and of 40 blocks adds
+to a forward under `FakeTensorMode`, and to recording it, faking the weights included.
+
+{table(("model", "ops of 40 blocks", "forward, an op", "recorded, an op", "more"), map(_recorded_fake, fake))}
+"""
+
+
+def _recorded(item: tuple[str, Figures]) -> list[str]:
+    name, figures = item
+    if "failed" in figures:
+        return [name, figures["failed"], *"----"]
+    rounds = figures["rounds"]
+    forward, recorded, outline = (median(r[kind] for r in rounds) for kind in ("forward", "recorded", "outline"))
+    over = median(r["recorded"] / r["forward"] - 1 for r in rounds)
+    times = [f"{1e3 * forward:.0f} ms", f"{1e3 * recorded:.0f} ms", f"{over:.0%}", f"{1e3 * outline:.0f} ms"]
+    return [name, str(figures["ops"]), *times]
+
+
+def _recorded_fake(figures: Figures) -> list[str]:
+    if "failed" in figures:
+        return ["Llama", figures["failed"], *"---"]
+    few, many = figures["depths"]
+    ops = many["ops"] - few["ops"]
+    forward, recorded = (
+        1e6 * (median(r[kind] for r in many["rounds"]) - median(r[kind] for r in few["rounds"])) / ops
+        for kind in ("forward", "recorded")
+    )
+    times = [f"{forward:.0f} us", f"{recorded:.0f} us", f"{recorded - forward:.0f} us"]
+    return [many["name"], str(many["ops"]), *times]
+
+
 def transfer(found: Mapping[str, Figures], repeats: int) -> str:
     """Return seconds and ratios, the stages, and memory, of each case."""
     whole = {name: figures for name, figures in found.items() if "failed" not in figures}

@@ -126,7 +126,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tape.remember(result, node)
         elif isinstance(result, (tuple, list)):
             for position, part in enumerate(result):
-                if isinstance(part, Tensor):
+                if isinstance(part, Tensor) and part.numel():  # statistics of a batch norm that does not train are none
                     tape.remember(part, self._part(node, position, part))
 
     def _part(self, node: fx.Node, position: int, value: Tensor) -> fx.Node:

@@ -84,7 +84,8 @@ def fake_stage(model: nn.Module, inputs: Inputs, weights: Iterable[tuple[Weight,
         stack.enter_context(without_new_results())
         stack.callback(setattr, mode, "allow_non_fake_inputs", allowed)
         learned = {tensor._cdata for _, tensor in weights}
-        fakes = {t._cdata: _faked(t, mode) for t in named if t.layout == torch.strided}
+        with mode:
+            fakes = {t._cdata: _faked(t) for t in named if t.layout == torch.strided}
         filled = refilled_buffers(model)
         for tensor in named:
             if tensor._cdata not in learned and tensor._cdata in fakes:
@@ -143,14 +144,15 @@ def _fresh(tensor: Tensor) -> Tensor:
         return tensor.detach().clone()
 
 
-def _faked(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    """A fake of tensor's shape; of a meta tensor, one that computes on the CPU."""
+def _faked(tensor: Tensor) -> Tensor:
+    """A fake of tensor's shape, made under a fake mode; of a meta tensor, one that computes on the CPU."""
     if isinstance(tensor, FakeTensor):
         return tensor
     device = "cpu" if tensor.device.type == "meta" else tensor.device
-    with mode:
-        fake = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device)
-    return nn.Parameter(fake, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+    fake = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device)
+    if isinstance(tensor, nn.Parameter):  # what its constructor does to tensors of other kinds, but for a copy
+        fake.requires_grad_(tensor.requires_grad)._is_param = True
+    return fake
 
 
 class _Shadows:
@@ -164,7 +166,8 @@ class _Shadows:
         """Return a fake of tensor that is known to have its value."""
         if isinstance(tensor, FakeTensor):
             return tensor
-        fake = _faked(tensor, self._mode)
+        with self._mode:
+            fake = _faked(tensor)
         self.cast(fake, tensor)
         return fake
 
