@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from automap.collector import seldom_collecting
 from automap.errors import AutomapError, FileError, InputError, MismatchError, OutputError, SpecError
 from automap.options import (
     Algebra,
@@ -83,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     named = {command.name for command in commands.registered_commands}
     run = commands if words[0] in named else app
-    run(args=words, prog_name="automap")
+    with seldom_collecting():
+        run(args=words, prog_name="automap")
     sys.exit(0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from automap import cli
 from automap.cli import app, commands
 from automap.errors import AutomapError, CaptureError, OutputError
 from automap.jobs import Job, prepare
@@ -360,3 +362,13 @@ class TestEndToEnd:
             data = json.loads(text)
             assert data["schema"] == "automap-trace/1"
             assert {node["kind"] for node in data["nodes"]} >= {"input", "weight", "call"}
+
+
+def test_the_garbage_collector_waits_longer_while_a_command_runs_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(cli, "app", lambda **_: seen.append(gc.get_threshold()))
+    before = gc.get_threshold()
+    with pytest.raises(SystemExit):
+        cli.main(["SRC", "DEST"])
+    assert seen[0][0] > before[0]
+    assert gc.get_threshold() == before
