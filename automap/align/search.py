@@ -145,9 +145,12 @@ class Search:
         ]
         fresh = frozenset().union(*(self.fresh.get(i, frozenset()) for i in operands))
         ripe = frozenset().union(*(self.ripe.get(i, frozenset()) for i in operands))
-        if len(operands) > 1:
-            fresh, ripe = frozenset(), ripe | fresh
+        if len(operands) > 1:  # what is borne out already is left behind, or sums would gather all that went before
+            fresh, ripe = frozenset(), frozenset(filter(self._is_open, ripe | fresh))
         self.fresh[index], self.ripe[index] = fresh, ripe
+
+    def _is_open(self, key: Key) -> bool:
+        return key in self.choices and not self.choices[key].is_confirmed
 
     def _open_operands(self, index: int) -> list[int]:
         node = self.dest.flow[index]
