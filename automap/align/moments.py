@@ -84,20 +84,17 @@ def bijection(a: Tensor, b: Tensor, tolerance: float = EXACT) -> tuple[Tensor, f
     """
     if a.shape != b.shape:
         return None
+    off = distance(a, b)
+    if off <= min(tolerance, EXACT):  # it is what equal rows mean, and the simplest plan
+        return torch.arange(len(a)), off
     scale = torch.maximum(scales(a), scales(b))
     order_a, order_b = _ranked(a, scale), _ranked(b, scale)
     off = distance(a[order_a], b[order_b])
     if off <= tolerance:
         found = torch.empty_like(order_a)
         found[order_a] = order_b
-        return _natural(found, a, b, tolerance), off
+        return found, off
     return _nearest(a, b, tolerance) if tolerance > EXACT and len(a) <= 4096 else None
-
-
-def _natural(found: Tensor, a: Tensor, b: Tensor, tolerance: float) -> Tensor:
-    """The identity where that is as good: it is what equal rows mean, and the simplest plan."""
-    same = torch.arange(len(found))
-    return same if not torch.equal(found, same) and distance(a, b) <= min(tolerance, EXACT) else found
 
 
 def _nearest(a: Tensor, b: Tensor, tolerance: float) -> tuple[Tensor, float] | None:

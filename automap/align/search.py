@@ -14,6 +14,7 @@ from automap.align.assignment import Assignment
 from automap.align.candidates import Candidate, Piece
 from automap.align.choices import Choice, Key, Outcome, Stop
 from automap.align.counterparts import Counterparts
+from automap.align.ends import matched_outputs
 from automap.align.forms import ElementForm, LinearForm, addends, element_form
 from automap.align.labels import Label
 from automap.align.moments import CLOSE, EXACT
@@ -83,7 +84,7 @@ class Search:
             elif stop is None:
                 settle_early(self, node.index)
             self.walked.append(node.index)
-        return self._outcome(self._outputs(outputs))
+        return self._outcome(matched_outputs(self, outputs))
 
     def _outcome(self, matched: list[tuple[str, str, float]]) -> Outcome:
         stops = [stop for stop in self.stops if stop.node in self.poisoned]
@@ -389,17 +390,3 @@ class Search:
                 found.append((path, relative_difference(theirs, value)))
         best = min(found, key=lambda pair: pair[1], default=None)
         return best if best is not None and best[1] <= CLOSE else None
-
-    def _outputs(self, outputs: tuple[tuple[str, int], ...]) -> list[tuple[str, str, float]]:
-        matched = []
-        for path, index in outputs:
-            if self.dest.flow[index].role is not Role.ACTIVATION and self.dest.flow[index].role is not Role.CONSTANT:
-                continue
-            partner = self.output_partner(index)
-            if partner is None and index not in self.poisoned:
-                stop = Stop(index, "output")
-                partner = self.output_partner(index) if mend(self, stop) else None
-            if partner is not None:
-                self.confirm(index, partner[1])
-                matched.append((partner[0], path, partner[1]))
-        return matched

@@ -12,6 +12,7 @@ from automap.verify.recorded import Case, RandomTest, run_test
 Verify = Literal["quick", "default", "thorough"]
 _MOST_MISSED = 50  # wrong maps that are named
 _QUICK = "compared once, with the weights as they are on the sample input: nothing else was verified"
+_NARROW = "drawn weights were tried on narrow twins: both computations with their wide dims divided"
 _INCOMPLETE = "compared with the weights as they are only: there is no complete plan to test"
 _DRAWS = {"quick": 0, "default": 1, "thorough": 3}
 
@@ -49,7 +50,8 @@ def prove(
             tests.append(run_test(case.narrow or case, seed=seed + 101 + 7 * number, **options))
     if is_complete and verify != "quick" and not (case.is_at_size and is_whole):
         extra.append(drawn_check(case, models, seed=seed + 101))
-    notes = (_QUICK,) if verify == "quick" else () if is_complete else (_INCOMPLETE,)
+    notes = [_QUICK] if verify == "quick" else [] if is_complete else [_INCOMPLETE]
+    notes += [_NARROW] if tests and case.narrow is not None else []
     return _summed_up(tests, (*extra, own), notes)
 
 
@@ -59,7 +61,7 @@ def _swaps(verify: Verify, number: int) -> Literal["none", "few", "all"]:
     return "all" if verify == "thorough" else "few"
 
 
-def _summed_up(tests: list[RandomTest], others: tuple[ParityCheck, ...], notes: tuple[str, ...]) -> Parity:
+def _summed_up(tests: list[RandomTest], others: tuple[ParityCheck, ...], notes: list[str]) -> Parity:
     still = set(tests[0].still).intersection(*(test.still for test in tests)) if tests else set()
     powers = [test.input_sensitivity for test in tests if test.input_sensitivity is not None]
     missed = tuple(text for test in tests for text in test.missed)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import automap
-from automap.align import Solution, solve
+from automap.align import Solution, ends, solve
 from automap.align import run as runs
 from automap.capture import capture
 from automap.inputs import Inputs
@@ -149,3 +149,18 @@ def test_states_of_zeros_are_not_one_because_they_hold_the_same_numbers(is_split
     assert result.is_equal
     for name in ("first.bias_hh_l0", "second.bias_hh_l0", "second.weight_hh_l0"):
         assert torch.equal(src.state_dict()[name], dest.state_dict()[name])
+
+
+@pytest.mark.parametrize("is_structural", [True, False])
+def test_an_output_that_src_computes_and_does_not_give_calls_nothing_into_question(is_structural: bool) -> None:
+    def forward(net: Any, x: Tensor) -> Any:
+        one, other = net.a(x), net.b(x)
+        return (one + other) / 2 if net.is_plain else ((one + other) / 2, one, other)
+
+    heads = [{"a": nn.Linear(6, 4), "b": nn.Linear(6, 4), "is_plain": is_plain} for is_plain in (True, False)]
+    src, dest = (randomized(Net(forward, **parts), seed) for seed, parts in enumerate(heads))
+    given = Inputs((noise(5, 6),), {})
+    pins = () if is_structural else ("a.weight=a.weight",)  # numbers alone decide where there are pins
+    with mock.patch.object(ends, "mend", side_effect=AssertionError("called into question")):
+        solution = solve(capture(src, given), capture(dest, given), dest, given, seed=0, pins=pins)
+    assert [(path, other) for path, other, _ in solution.outcome.matched_outputs] == [("", "0")]
