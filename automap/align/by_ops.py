@@ -55,7 +55,7 @@ def solve_by_ops(src: Capture, flows: Flows) -> tuple[Solution, Pairs] | None:
     timings = {"canonical": flows.elapsed_s, "compute": 0.0, "align": time.perf_counter() - started}
     outcome = _outcome(pairs, source, side)
     own = flows.src, flows.dest
-    return Solution(source, side, outcome, src, flows.dest_capture, False, timings, own, is_by_ops=True), pairs
+    return Solution(source, side, outcome, src, flows.dest_capture, False, timings, own), pairs
 
 
 def on_twins(solution: Solution, pairs: Pairs) -> Solution | None:

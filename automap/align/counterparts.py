@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -22,32 +22,30 @@ from automap.align.forms import ElementForm
 from automap.align.outputs import has_same_numbers
 from automap.align.side import Side, weight_operands
 from automap.align.table import Source
+from automap.align.traits import (
+    ELEMENTWISE,
+    Unlike,
+    channels_of,
+    content_of,
+    data_of,
+    frozen,
+    is_moving,
+    is_reshaped,
+    is_shapeless,
+    leaves_behind,
+    trimmed,
+)
 from automap.canonical.evaluate import compute
-from automap.canonical.flow import Flow, Node, Ref, Role
-from automap.canonical.rules.layout import MOVES
+from automap.canonical.flow import Node, Role
 
 Key: TypeAlias = tuple[Hashable, ...]
 _COMMUTATIVE = {"add", "mul", "maximum", "minimum"}
-#: ops that leave all elements in their order
-_RESHAPING = {"reshape", "squeeze", "unsqueeze"}
-#: ops that do the same to every row, whatever the leading dims
-_ROW_BY_ROW = {"layer_norm", "rms_norm"}
-#: ops that compute each element of the result from the elements at the same place
-_ELEMENTWISE = {
-    "abs", "add", "clamp", "cos", "div", "elu", "erf", "exp", "expm1", "gelu", "hardsigmoid", "hardswish", "hardtanh",
-    "leaky_relu", "log", "log1p", "maximum", "minimum", "mish", "mul", "neg", "pow", "reciprocal", "relu", "relu6",
-    "rsqrt", "sigmoid", "silu", "sin", "softplus", "sqrt", "square", "sub", "tanh",
-}  # fmt: skip
-#: ops whose result has elements of their operands in an order that shapes alone decide
-_MOVING = MOVES - {"as_strided", "as_strided_scatter", "constant_pad_nd", "part", "copy"}
 #: a value that is computed in another order of steps is off by so much of its largest number
 _ROUNDING = 1e-12
 #: more elements than any value has: how far apart the numbers for the elements of two values are
 _ROOM = 1 << 30
-
-
-class _Unlike(Exception):
-    """A value that has no counterpart, or an argument that cannot be compared."""
+#: values with more elements are not followed through layout one by one
+_FOLLOWED = 20_000_000
 
 
 class Decided(Protocol):
@@ -91,13 +89,13 @@ class Counterparts:
     def _numbered(self, node: Node) -> int:
         if node.function is None:
             return node.index
-        if _is_reshaped(node):
+        if is_reshaped(node):
             return self._first.get(node.operands[0], node.index)
         try:
             found = self._exact.setdefault(self._key(self.src, node, self._of_src), node.index)
             if found == node.index and weight_operands(self.src.flow, node):
                 self._open.setdefault(self._key(self.src, node, self._open_src), []).append(node.index)
-        except _Unlike:
+        except Unlike:
             return node.index
         return found
 
@@ -111,11 +109,11 @@ class Counterparts:
         return twin
 
     def _repeated(self, node: Node) -> int | None:
-        if _is_reshaped(node):
+        if is_reshaped(node):
             return self.same.get(node.operands[0])
         try:
             return self._exact.get(self._key(self.dest, node, self._of_dest))
-        except _Unlike:
+        except Unlike:
             return None
 
     def is_moved(self, index: int) -> bool:
@@ -124,13 +122,13 @@ class Counterparts:
         """
         try:
             places = self._places(self.dest, index)
-        except _Unlike:
+        except Unlike:
             return False
         if self._moved is None:
             self._moved = self._islands()
         alike = self._moved.get((places.numel(), self._roots(self.dest, index)), [])
         flat = places.reshape(-1)
-        twin = next((i for i in alike if torch.equal(self._places(self.src, i).reshape(-1), flat)), None)
+        twin = next((i for i in alike if self._has_places(i, flat)), None)
         if twin is not None:
             self.same[index] = self._first[twin]
         return True
@@ -146,7 +144,7 @@ class Counterparts:
             return None
         twin, pairs = self.src.flow[found[0]], found[1]
         claims = [Claim(leaf, None, other, None) for leaf, other in pairs.items()]
-        channels = _channels(self.src.flow, twin)
+        channels = channels_of(self.src.flow, twin)
         return Candidate(certain(*claims), (twin.index, "same"), (), 0.0, channels=channels)
 
     def only_twin(self, index: int) -> tuple[int, dict[int, int]] | None:
@@ -158,7 +156,7 @@ class Counterparts:
             return None  # what is met depends on nothing
         try:
             key = self._key(self.dest, node, self._open_dest)
-        except _Unlike:
+        except Unlike:
             return None
         depth = 2 if node.op in ("matmul", "convolution") else 1
         steps = self.dest.next_steps[index][:depth]
@@ -191,8 +189,8 @@ class Counterparts:
         """For each open weight behind a dest node the one at its place behind a src node; none if one is decided
         otherwise.
         """
-        mine = _leaves_behind(self.dest.flow, node)
-        theirs = _leaves_behind(self.src.flow, twin)
+        mine = leaves_behind(self.dest.flow, node)
+        theirs = leaves_behind(self.src.flow, twin)
         pairs = dict(zip(mine, theirs, strict=True))
         if any(pairs[a] != b for a, b in zip(mine, theirs, strict=True)):
             return {}
@@ -207,19 +205,28 @@ class Counterparts:
         if side is self.src and index in self._moves:
             return self._moves[index]
         node = side.flow[index]
+        if math.prod(node.shape) > _FOLLOWED:
+            raise Unlike
         twin = self.same.get(index) if side is self.dest else None
         if twin is not None:
             return self._places(self.src, twin).reshape(node.shape)
-        if _is_moving(side.flow, node):
+        if is_moving(side.flow, node):
             found: Tensor = compute(node, lambda i: self._operand_places(side, i))
         elif side is self.src and node.role is Role.ACTIVATION:
             start = 1 + _ROOM * self._first[index]  # zero is for what is padded
             found = torch.arange(start, start + math.prod(node.shape), dtype=torch.float64).view(node.shape)
         else:
-            raise _Unlike
+            raise Unlike
         if side is self.src:
             self._moves[index] = found
         return found
+
+    def _has_places(self, index: int, flat: Tensor) -> bool:
+        """Whether a src value has the elements given, in their order."""
+        try:
+            return torch.equal(self._places(self.src, index).reshape(-1), flat)
+        except Unlike:
+            return False
 
     def _operand_places(self, side: Side, index: int) -> Any:
         return side.run.value(index) if side.flow[index].role is Role.CONSTANT else self._places(side, index)
@@ -230,9 +237,9 @@ class Counterparts:
         if twin is not None:
             return self._roots(self.src, twin)
         node = side.flow[index]
-        if not _is_moving(side.flow, node):
+        if not is_moving(side.flow, node):
             return frozenset((self._first[index],))
-        return frozenset().union(*(self._roots(side, i) for i in _data_of(side.flow, node)))
+        return frozenset().union(*(self._roots(side, i) for i in data_of(side.flow, node)))
 
     def _islands(self) -> dict[tuple[int, frozenset[int]], list[int]]:
         """The src nodes that lay out values anew, by their size and what they are laid out from."""
@@ -247,19 +254,19 @@ class Counterparts:
     def _key(self, side: Side, node: Node, operand: Callable[[int], Hashable]) -> Key:
         flow = side.flow
         data = [flow[i].shape for i in node.operands if flow[i].role is Role.ACTIVATION]
-        is_shapeless = _is_shapeless(flow, node, data)
+        is_any_shape = is_shapeless(flow, node, data)
 
         def shaped(index: int) -> Hashable:
             """An operand with its shape, where that matters: dims of size one in front of a table do not."""
             role, shape = flow[index].role, flow[index].shape
-            if role is Role.CONSTANT or (is_shapeless and role is Role.ACTIVATION):
+            if role is Role.CONSTANT or (is_any_shape and role is Role.ACTIVATION):
                 return operand(index)
-            return operand(index), _trimmed(shape) if node.op in _ELEMENTWISE and role is Role.WEIGHT else shape
+            return operand(index), trimmed(shape) if node.op in ELEMENTWISE and role is Role.WEIGHT else shape
 
-        args = _frozen(node.args, shaped)
+        args = frozen(node.args, shaped)
         if node.op in _COMMUTATIVE and len(args) == 2 and not node.kwargs:
             args = tuple(sorted(args, key=hash))
-        return (node.op, node.function, args, _frozen(node.kwargs, shaped))
+        return (node.op, node.function, args, frozen(node.kwargs, shaped))
 
     def _of_src(self, index: int) -> Hashable:
         return self._pattern(self.src, index) if self.src.flow[index].role is Role.CONSTANT else self._first[index]
@@ -270,14 +277,14 @@ class Counterparts:
             return self._pattern(self.dest, index)
         found = self._weight(node) if node.role is Role.WEIGHT else self.same.get(index)
         if found is None:
-            raise _Unlike
+            raise Unlike
         return found
 
     def _weight(self, node: Node) -> int | None:
         """The src number of a weight-side dest value, where it is made of whole src weights in the same way."""
         if node.op == "weight":
             return self.assignment.whole.get(node.index)
-        if _is_reshaped(node):
+        if is_reshaped(node):
             return self._weight(self.dest.flow[node.operands[0]])
         return self._exact.get(self._key(self.dest, node, self._of_dest))
 
@@ -293,10 +300,10 @@ class Counterparts:
         if place not in self._patterns:
             node = side.flow[index]
             if node.role is Role.CONSTANT:
-                found = _content(side.run.value(index))
+                found = content_of(side.run.value(index))
             elif node.op == "weight":
                 found = ("weight", math.prod(node.shape))
-            elif _is_reshaped(node):
+            elif is_reshaped(node):
                 found = self._pattern(side, node.operands[0])
             else:
                 found = self._key(side, node, lambda i: self._pattern(side, i))
@@ -327,99 +334,6 @@ class Counterparts:
                 if isinstance(value, Tensor) and value.dtype == torch.float64 and value.numel():
                     found.setdefault(value.numel(), []).append((_probe(value), node.index))
         return {count: sorted(rows) for count, rows in found.items()}
-
-
-def _is_reshaped(node: Node) -> bool:
-    """Whether data or a weight goes on in another shape, all of it in the same order."""
-    return node.role is not Role.CONSTANT and node.op in _RESHAPING
-
-
-def _is_moving(flow: Flow, node: Node) -> bool:
-    """Whether an op lays out data, and nothing but data, in an order that no number decides."""
-    others = [flow[i] for i in node.operands if flow[i].role is not Role.ACTIVATION]
-    is_plain = all(n.role is Role.CONSTANT and n.op == "constant" and _is_count(flow, n.index) for n in others)
-    return node.role is Role.ACTIVATION and node.op in _MOVING and is_plain
-
-
-def _is_count(flow: Flow, index: int) -> bool:
-    return index in flow.constants and flow.constants[index].dtype in (torch.int32, torch.int64)
-
-
-def _data_of(flow: Flow, node: Node) -> list[int]:
-    return [i for i in node.operands if flow[i].role is Role.ACTIVATION]
-
-
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[next((dim for dim, size in enumerate(shape) if size != 1), len(shape)) :]
-
-
-def _is_shapeless(flow: Flow, node: Node, data: list[tuple[int, ...]]) -> bool:
-    """Whether an op does the same to its data in whatever shape they come, given that the elements are in order."""
-    if node.op in _ROW_BY_ROW:
-        return True
-    if node.op == "matmul":
-        return len(data) == 1 and len(data[0]) > 1 and len(flow[node.operands[1]].shape) == 2
-    if node.op not in _ELEMENTWISE or any(shape != node.shape for shape in data):
-        return False
-    others = [flow[i].shape for i in node.operands if flow[i].role is not Role.ACTIVATION]
-    return all(len(shape) < 2 and shape in ((), (1,), node.shape[-1:]) for shape in others)
-
-
-def _channels(flow: Flow, node: Node) -> tuple[int, Tensor, Tensor] | None:
-    """The output channels of a product with one matrix or of a convolution without groups, in order on both sides."""
-    if node.op not in ("matmul", "convolution") or len(node.shape) < 2:
-        return None
-    is_convolution = node.op == "convolution"
-    if node.args[8] != 1 if is_convolution else any(len(flow[i].shape) != 2 for i in _weights_of(flow, node)):
-        return None
-    is_first = not is_convolution and flow[node.operands[0]].role is Role.WEIGHT
-    order = torch.arange(node.shape[1 if is_convolution else -2 if is_first else -1])
-    return node.index, order, order
-
-
-def _weights_of(flow: Flow, node: Node) -> list[int]:
-    return [i for i in node.operands if flow[i].role is Role.WEIGHT]
-
-
-def _leaves_behind(flow: Flow, node: Node) -> list[int]:
-    """The stored weights that a node computes with, in the order of its arguments, as often as it does."""
-    found: list[int] = []
-    stack = _weights_of(flow, node)[::-1]
-    while stack:
-        index = stack.pop()
-        if flow[index].op == "weight":
-            found.append(index)
-        else:
-            stack.extend(reversed(_weights_of(flow, flow[index])))
-    return found
-
-
-def _frozen(value: Any, operand: Callable[[int], Hashable]) -> Any:
-    """Nested arguments as something that can be hashed, every Ref as what operand gives for it."""
-    kind = type(value)
-    if kind is Ref:
-        return ("ref", operand(value.index))
-    if kind is int or kind is float or value is None:
-        return value
-    if isinstance(value, (tuple, list)):
-        return tuple([_frozen(item, operand) for item in value])
-    if isinstance(value, Mapping):
-        return tuple([(name, _frozen(item, operand)) for name, item in value.items()])
-    if isinstance(value, slice):
-        return ("slice", value.start, value.stop, value.step)
-    if isinstance(value, Tensor):
-        return _content(value)
-    return value
-
-
-def _content(value: Any) -> Hashable:
-    """What tells a constant from others: its numbers."""
-    if not isinstance(value, Tensor):
-        return value if isinstance(value, Hashable) else id(value)
-    flat = value.detach().reshape(-1)
-    if flat.is_complex() or flat.layout != torch.strided:
-        raise _Unlike
-    return ("constant", tuple(value.shape), str(value.dtype), hash(flat.contiguous().numpy().tobytes()))
 
 
 def _probe(value: Tensor) -> float:

@@ -41,8 +41,8 @@ SMALL, _GAIN = 1_000_000_000, 4.0
 class Solution:
     """Both sides and what the walk found; `is_drawn` tells that src was computed on drawn weights, not its own.
 
-    With `twins`, both sides are these; `flows` are the graphs of the models themselves, src's and dest's. Found by ops
-    alone, no weight of either side has a value.
+    With `twins`, both sides are these; `flows` are the graphs of the models themselves, src's and dest's. Where ops
+    alone have told everything, no weight of either side has a value.
     """
 
     src: Source
@@ -54,7 +54,6 @@ class Solution:
     timings_s: Mapping[str, float]
     flows: tuple[Flow, Flow]
     twins: Twins | None = None
-    is_by_ops: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ def _elementwise(data: Tensor, *options: Any, **others: Any) -> Tensor | None:
             data, other = other, data
         if not _goes_into(other, data):
             return None
-    if not _is_large(data):
+    if not _is_large(data) or any(isinstance(option, complex) for option in options):
         return None
     look = torch.empty_like(data, device="meta")  # dims keep their order in memory, without gaps between them
     return _zeros(data, (tuple(look.shape), look.stride()))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import automap
-from automap.align import Flows, run, solve_by_ops
+from automap.align import Flows, counterparts, run, solve_by_ops
 from automap.capture import capture
 from automap.inputs import Inputs
 
@@ -133,6 +133,16 @@ def test_where_an_op_differs_numbers_decide(make_src: Any, make_dest: Any, monke
     monkeypatch.setattr(matching, "solve_by_ops", lambda *_: None)
     wanted = automap.match(src, dest, IMAGE)
     assert (found.verdict, found.findings, found.plan) == (wanted.verdict, wanted.findings, wanted.plan)
+
+
+def test_large_values_are_not_followed_through_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    src, dest = randomized(merged(by_views), 1), randomized(merged(by_slices), 2)
+    given = Inputs.of(IMAGE)
+    mine = capture(src, given)
+    flows = Flows.of(mine, capture(dest, given))
+    assert solve_by_ops(mine, flows) is not None
+    monkeypatch.setattr(counterparts, "_FOLLOWED", IMAGE.numel() - 1)
+    assert solve_by_ops(mine, flows) is None
 
 
 def test_which_of_two_branches_is_which_is_left_to_numbers() -> None:
