@@ -182,17 +182,10 @@ def transfer(
         CaptureError, InputError, OutputError: as for `match`.
     """
     options = (src_output, dest_output, seed, tuple(pins), capture, algebra)
+    is_tested = verify != "quick"
 
     def attempt(*, is_narrow: bool) -> Transfer:
-        found = matched(
-            src,
-            dest,
-            sample_input,
-            dest_input,
-            *options,
-            is_narrow=is_narrow,
-            is_tested=is_narrow and verify != "quick",
-        )
+        found = matched(src, dest, sample_input, dest_input, *options, is_narrow=is_narrow, is_tested=is_tested)
         return _transferred(found, is_strict=strict, verify=verify, tolerance=tolerance, seed=seed)
 
     try:

@@ -134,12 +134,12 @@ def _by_ops(
     found = solve_by_ops(src, flows)
     if found is None:
         return None
-    solution, pairs = found
+    solution, agreement = found
     draft = _drafted(solution, algebra=algebra)
     diagnosis = diagnose(solution, draft, ())
     if diagnosis.verdict != "complete":
         return None
-    narrow = on_twins(solution, pairs) if is_tested else None
+    narrow = on_twins(solution, agreement) if is_tested else None
     case = Case.of(solution, draft.plan, compared_outputs(solution))
     if narrow is not None:
         plan = _drafted(narrow, algebra=algebra).plan

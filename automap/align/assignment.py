@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from automap.align.ids import at, lie_alike
 from automap.align.settle import Wanted, settled
 from automap.align.side import Side
 from automap.align.table import Source
@@ -45,27 +46,6 @@ class Claim:
 def _blank(size: int) -> Tensor:
     """Unknown elements, without memory for each."""
     return torch.tensor(UNKNOWN).expand(size)
-
-
-def _at(ids: Tensor, places: Tensor | None) -> Tensor:
-    if places is None:
-        return ids.reshape(-1)
-    return torch.take(ids, places) if not ids.is_contiguous() else ids.view(-1)[places]
-
-
-def _is_dense(ids: Tensor) -> bool:
-    """Whether a tensor is its storage in some order of dims: nothing left out, nothing twice."""
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(ids.stride(), ids.shape, strict=True) if n > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _lies(ids: Tensor) -> list[tuple[int, int]]:
-    """How a tensor lies on its storage: sizes and strides, but for dims of size one."""
-    return [(n, s) for n, s in zip(ids.shape, ids.stride(), strict=True) if n > 1]
 
 
 def _plain(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -147,7 +127,7 @@ class Assignment:
         assert claim.doubtful is not None
         assert claim.dest_places is not None
         for target, _ in self._paired(claim):
-            wanted = _at(target.ids, claim.dest_places)[claim.doubtful]
+            wanted = at(target.ids, claim.dest_places)[claim.doubtful]
             for leaf, places, _ in self._by_leaf(wanted, wanted):
                 size = self.dest.numbering.sizes[leaf]
                 self.doubts.setdefault(leaf, torch.zeros(size, dtype=torch.bool))[places] = True
@@ -160,7 +140,7 @@ class Assignment:
         if len(targets) != 1 or len(sources) != 1 or targets[0].path != sources[0].path:
             return None
         mine, theirs = targets[0].ids, sources[0].ids
-        if _lies(mine) != _lies(theirs) or not _is_dense(mine):
+        if not lie_alike(mine, theirs):
             return None
         leaf, other = self._leaf_of(self.dest, targets[0]), self._leaf_of(self.src, sources[0])
         sizes = self.dest.numbering.sizes[leaf], self.src.numbering.sizes[other]
@@ -241,11 +221,11 @@ class Assignment:
 
     def _leafwise(self, claim: Claim, pairs: list[tuple[Trace, Trace | None]]) -> Iterator[Share]:
         for target, source in pairs:
-            wanted = _at(target.ids, claim.dest_places)
+            wanted = at(target.ids, claim.dest_places)
             if source is None:
                 given = torch.full_like(wanted, self._constant(claim.fill))
             else:
-                given = _at(source.ids, claim.src_places).clamp(min=ZERO)
+                given = at(source.ids, claim.src_places).clamp(min=ZERO)
             yield from self._by_leaf(wanted, given)
 
     def _settled(self, claim: Claim) -> Iterator[list[Share]]:
@@ -265,7 +245,7 @@ class Assignment:
             return torch.full_like(wanted.places, self._constant(wanted.fill))
         behind = self.src.traces(wanted.source)
         if len(behind) == 1 and not behind[0].path:
-            return _at(behind[0].ids, wanted.source_places).clamp(min=ZERO)
+            return at(behind[0].ids, wanted.source_places).clamp(min=ZERO)
         return self.src.number(wanted.source) + wanted.source_places
 
     def _constant(self, fill: float) -> int:

@@ -22,7 +22,7 @@ from automap.twin.shrink import full_work
 
 
 @dataclass(slots=True)
-class Pairs:
+class Agreement:
     """What goes with what, by node: `whole` are dest weights with the src weight that each of them is, `blank` those
     still open, `same` dest nodes with the src node that gives the same, `users` those of them that decided on weights.
 
@@ -42,37 +42,37 @@ class Pairs:
         self.users[node] = twin
 
 
-def solve_by_ops(src: Capture, flows: Flows) -> tuple[Solution, Pairs] | None:
-    """Return the solution of two large models that do the same op for op, and its pairs; None for others."""
+def solve_by_ops(src: Capture, flows: Flows) -> tuple[Solution, Agreement] | None:
+    """Return the solution of two large models that do the same op for op, and its agreement; None for others."""
     is_read = src.is_data_dependent or flows.dest_capture.is_data_dependent
     if is_read or full_work(flows.src) + full_work(flows.dest) < SMALL:
         return None
     started = time.perf_counter()
     source, side = Source(flows.src, {}), Side(flows.dest, {})
-    pairs = _walked(source, side)
-    if pairs is None:
+    agreement = _walked(source, side)
+    if agreement is None:
         return None
     timings = {"canonical": flows.elapsed_s, "compute": 0.0, "align": time.perf_counter() - started}
-    outcome = _outcome(pairs, source, side)
+    outcome = _outcome(agreement, source, side)
     own = flows.src, flows.dest
-    return Solution(source, side, outcome, src, flows.dest_capture, False, timings, own), pairs
+    return Solution(source, side, outcome, src, flows.dest_capture, False, timings, own), agreement
 
 
-def on_twins(solution: Solution, pairs: Pairs) -> Solution | None:
+def on_twins(solution: Solution, agreement: Agreement) -> Solution | None:
     """Return the same solution for narrow twins, whose nodes are those of the models, or None where there are none."""
     src, dest = solution.flows
     twins = narrow_twins(src, dest, least_work=0, least_gain=1.0)
     if twins is None:
         return None
     source, side = Source(twins.src, {}), Side(twins.dest, {})
-    return replace(solution, src=source, dest=side, outcome=_outcome(pairs, source, side), twins=twins)
+    return replace(solution, src=source, dest=side, outcome=_outcome(agreement, source, side), twins=twins)
 
 
-def _walked(source: Source, side: Side) -> Pairs | None:
+def _walked(source: Source, side: Side) -> Agreement | None:
     """What goes with what, node by node; None as soon as there is one that nothing in src does."""
     flow = side.flow
-    pairs = Pairs(set(flow.weights))
-    counterparts = Counterparts(source, side, pairs)
+    agreement = Agreement(set(flow.weights))
+    counterparts = Counterparts(source, side, agreement)
     live = flow.ancestors([index for _, index in flow.outputs])
     for node in flow.nodes:
         index = node.index
@@ -83,24 +83,24 @@ def _walked(source: Source, side: Side) -> Pairs | None:
         found = counterparts.only_twin(index)
         if found is None:
             return None
-        pairs.decide(index, *found)
+        agreement.decide(index, *found)
         if counterparts.repeated(index) is None:
             return None
-    pairs.same = counterparts.same
+    agreement.same = counterparts.same
     for path, index in flow.outputs:
         shape = flow[index].shape
         alike = [p for p, i in source.flow.outputs if counterparts.is_same(index, i) and source.flow[i].shape == shape]
         if not alike:
             return None
-        pairs.outputs.append((alike[0], path, 0.0))
-    return pairs
+        agreement.outputs.append((alike[0], path, 0.0))
+    return agreement
 
 
-def _outcome(pairs: Pairs, source: Source, side: Side) -> Outcome:
-    """The pairs as what a walk over side finds, be it of the models or of their twins."""
+def _outcome(agreement: Agreement, source: Source, side: Side) -> Outcome:
+    """The agreement as what a walk over side finds, be it of the models or of their twins."""
     assignment = Assignment(side, source)
-    for leaf, other in pairs.whole.items():
+    for leaf, other in agreement.whole.items():
         assignment.pair(leaf, other, leaf)
-    for index, twin in pairs.same.items():
+    for index, twin in agreement.same.items():
         side.run.set_same(index, source.run, twin)
-    return Outcome(assignment, {}, [], pairs.users, {}, set(), pairs.outputs)
+    return Outcome(assignment, {}, [], agreement.users, {}, set(), agreement.outputs)

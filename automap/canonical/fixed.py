@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from automap.canonical.lower import op_name
 from automap.capture import Capture
 
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or"}
@@ -50,7 +51,7 @@ def _is_only_compared(node: fx.Node) -> bool:
     if not node.users:
         return False
     for user in node.users:
-        name = str(user.target).removeprefix("aten.").split(".")[0]
+        name = op_name(user.target)
         if name not in _COMPARISONS and not (name in _LAYOUT and _is_only_compared(user)):
             return False
     return True

@@ -77,8 +77,7 @@ class Builder:
         """Add the recorded call as it is, by the name that it has in torch."""
         assert self.origin is not None
         target: Any = self.origin.target
-        name = str(target).removeprefix("aten.").split(".")[0]
-        return self.add(name, target, *args, shape=_shape(self.origin), **kwargs)
+        return self.add(op_name(target), target, *args, shape=_shape(self.origin), **kwargs)
 
     def role(self, value: Any) -> Role:
         """The role of a reference, or constant for a plain number."""
@@ -98,6 +97,11 @@ class Builder:
                 return role
             found = role if role is Role.WEIGHT else found
         return Role.ACTIVATION if found is Role.WEIGHT and op in LINEAR else found
+
+
+def op_name(target: Any) -> str:
+    """Return the name of an op in torch, without its namespace and overload."""
+    return str(target).removeprefix("aten.").split(".")[0]
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

@@ -37,12 +37,11 @@ def user_line() -> tuple[str, int] | None:
     model, and nothing beyond them is the model's.
     """
     frame: FrameType | None = sys._getframe(1)
-    known = _OWNERS.get  # a call for each frame would cost most of all that is recorded
     while frame is not None and owner_of(frame.f_code.co_filename) == "capture":
         frame = frame.f_back
     while frame is not None:
         code = frame.f_code
-        owner = known(code.co_filename) or owner_of(code.co_filename)
+        owner = owner_of(code.co_filename)
         if owner == "user":
             return code.co_filename, frame.f_lineno
         if owner == "capture" and code.co_name == "call_model":

@@ -60,6 +60,11 @@ def _rows(shape: tuple[int, ...]) -> Look:
     return shape, tuple(reversed(stride))
 
 
+def _in_rows(data: Tensor) -> Tensor:
+    """Zeros of data's shape, row by row."""
+    return _zeros(data, _rows(tuple(data.shape)))
+
+
 def _is_large(data: Tensor) -> bool:
     return data.numel() >= _LARGE and data.is_floating_point()
 
@@ -83,21 +88,24 @@ def _product_and_sum(shift: Tensor, left: Tensor, right: Tensor, **options: Any)
 def _convolution(data: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor | None:
     if data.numel() * (weight.numel() // max(data.shape[1], 1)) < _LARGE_PRODUCT:
         return None
-    frozen = tuple(tuple(given) if isinstance(given, list) else given for given in geometry)
-    looks = (tuple(data.shape), data.stride()), (tuple(weight.shape), weight.stride())
-    return _zeros(data, _look(aten.convolution.default, looks, (None, *frozen))[0])
+    return _zeros(data, _looks_of(aten.convolution.default, (data, weight), (None, *geometry))[0])
 
 
 def _max_pool(data: Tensor, *geometry: Any) -> tuple[Tensor, Tensor] | None:
     if not _is_plain(data):
         return None
-    frozen = tuple(tuple(given) if isinstance(given, list) else given for given in geometry)
-    looks = _look(aten.max_pool2d_with_indices.default, ((tuple(data.shape), data.stride()),), frozen)
+    looks = _looks_of(aten.max_pool2d_with_indices.default, (data,), geometry)
     return _zeros(data, looks[0]), torch.empty_strided(*looks[1], dtype=torch.int64, device=data.device).zero_()
 
 
+def _looks_of(func: Any, operands: tuple[Tensor, ...], others: tuple[Any, ...]) -> tuple[Look, ...]:
+    """What the results of an op look like that is called with operands and with numbers and lists of these."""
+    frozen = tuple(tuple(other) if isinstance(other, list) else other for other in others)
+    return _looks(func, tuple((tuple(t.shape), t.stride()) for t in operands), frozen)
+
+
 @lru_cache(4096)
-def _look(func: Any, looks: tuple[Look, ...], others: tuple[Any, ...]) -> tuple[Look, ...]:
+def _looks(func: Any, looks: tuple[Look, ...], others: tuple[Any, ...]) -> tuple[Look, ...]:
     """What an op's results look like, from what its operands do."""
     found = func(*(torch.empty_strided(*look, device="meta") for look in looks), *others)
     return tuple((tuple(t.shape), t.stride()) for t in (found if isinstance(found, tuple) else (found,)))
@@ -124,11 +132,11 @@ def _goes_into(other: Tensor, data: Tensor) -> bool:
 
 
 def _softmax(data: Tensor, dim: int, is_cast: bool = False, *, dtype: Any = None) -> Tensor | None:
-    return _zeros(data, _rows(tuple(data.shape))) if _is_plain(data) and not is_cast and dtype is None else None
+    return _in_rows(data) if _is_plain(data) and not is_cast and dtype is None else None
 
 
 def _rolled(data: Tensor, *options: Any) -> Tensor | None:
-    return _zeros(data, _rows(tuple(data.shape))) if _is_plain(data) else None
+    return _in_rows(data) if _is_plain(data) else None
 
 
 def _padded(data: Tensor, widths: list[int], *value: Any) -> Tensor | None:
@@ -152,18 +160,18 @@ def _norm(data: Tensor, shape: list[int], *options: Any) -> tuple[Tensor, ...] |
     if not _is_large(data):
         return None
     lead = (*data.shape[: data.dim() - len(shape)], *[1] * len(shape))
-    return _zeros(data, _rows(tuple(data.shape))), data.new_zeros(lead), data.new_zeros(lead)
+    return _in_rows(data), data.new_zeros(lead), data.new_zeros(lead)
 
 
 def _batch_norm(data: Tensor, *options: Any) -> tuple[Tensor, ...] | None:
     if not _is_plain(data) or options[4]:  # in training there are statistics of the batch as well
         return None
-    return _zeros(data, _rows(tuple(data.shape))), data.new_zeros(0), data.new_zeros(0)
+    return _in_rows(data), data.new_zeros(0), data.new_zeros(0)
 
 
 def _copy(data: Tensor, *, memory_format: torch.memory_format | None = None) -> Tensor | None:
     is_row_by_row = memory_format is torch.contiguous_format
-    return _zeros(data, _rows(tuple(data.shape))) if _is_large(data) and is_row_by_row else None
+    return _in_rows(data) if _is_large(data) and is_row_by_row else None
 
 
 _OUTLINES: dict[Any, Callable[..., Any]] = {

@@ -208,11 +208,11 @@ def test_a_wrong_plan_found_by_ops_does_not_pass_the_test_on_twins() -> None:
     walked = by_ops._walked
 
     def wrong(*sides: Any) -> Any:
-        pairs = walked(*sides)
-        whole = dict(pairs.whole)
+        agreement = walked(*sides)
+        whole = dict(agreement.whole)
         first, second = (leaf for leaf in whole if sides[1].flow[leaf].shape == (8, 8))
-        pairs.whole |= {first: whole[second], second: whole[first]}
-        return pairs
+        agreement.whole |= {first: whole[second], second: whole[first]}
+        return agreement
 
     with mock.patch.object(by_ops, "_walked", wrong), pytest.raises(automap.MismatchError, match="outputs differ"):
         automap.transfer(src, dest, IMAGE)

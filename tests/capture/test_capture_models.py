@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -12,6 +14,7 @@ from capture_replay import Calls, assert_replays, inputs_of, replay, run, target
 from torch import Tensor, nn
 
 from automap.capture import capture, record
+from automap.errors import CaptureError
 
 ENCODER = {"d_model": 8, "nhead": 2, "dim_feedforward": 12, "batch_first": True}
 
@@ -135,6 +138,9 @@ def test_a_library_beside_torch_is_not_torch() -> None:
         pytest.param(lambda m, x: x[(x * m.w) > 0], True, id="rows-chosen"),
         pytest.param(lambda m, x: torch.stack([x * v for v in m.w.tolist()]), True, id="tolist"),
         pytest.param(lambda m, x: x * float((m.w * 2).numpy()[0]), True, id="numpy"),
+        pytest.param(lambda m, x: x * float(np.asarray(m.w * 2)[0]), True, id="array"),
+        pytest.param(lambda m, x: x * float(np.from_dlpack(m.w * 2)[0]), True, id="dlpack"),
+        pytest.param(lambda m, x: m.w * float((x * 2).numpy()[0]), False, id="numpy-of-an-input"),
         pytest.param(lambda m, x: x * m.w if x.sum() > 0 else x + m.w, False, id="branch-on-the-input"),
         pytest.param(lambda m, x: x * m.w, False, id="none"),
     ],
@@ -148,6 +154,22 @@ def test_small_index_tables_keep_their_value() -> None:
         found = capture(Calls(lambda m, x: m.w[torch.arange(2, 5)] + x, w=torch.randn(6)), torch.randn(3), mode=mode)
         values = [n.meta["value"].tolist() for n in found.graph.nodes if "value" in n.meta]
         assert [2, 3, 4] in values
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_sees_reads_of_memory_is_gone_afterwards(fails: bool) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        seen.append(Tensor.tolist)
+        if fails:
+            raise ZeroDivisionError
+        return x * m.w
+
+    seen: list[Any] = []
+    before = dict(vars(Tensor))
+    with pytest.raises(CaptureError) if fails else contextlib.nullcontext():
+        record(Calls(forward, w=torch.randn(3)), inputs_of(torch.randn(3)))
+    assert seen[0] is not Tensor.tolist
+    assert dict(vars(Tensor)) == before
 
 
 def test_inputs_and_outputs_have_their_paths() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from automap.canonical.flow import Ref
-from automap.canonical.lower import Builder, aten, rule
+from automap.canonical.lower import Builder, aten, op_name, rule
 
 _WIDE = {torch.complex64: torch.complex128, torch.complex32: torch.complex128}
 
@@ -49,8 +49,7 @@ def made_wide(
     if made is not None and made != torch.bool:
         kept["dtype"] = widened(made)
     shape = tuple(origin.meta.get("shape", ())) if shape is None else shape
-    name = str(target).removeprefix("aten.").split(".")[0]
-    return builder.add(name, target, *args, shape=shape, **kept)
+    return builder.add(op_name(target), target, *args, shape=shape, **kept)
 
 
 def _factory(target: Any) -> None:
