@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 import automap
 from automap.align import Solution, ends, solve
 from automap.align import run as runs
+from automap.align.search import Search
 from automap.capture import capture
 from automap.inputs import Inputs
 
@@ -164,3 +166,36 @@ def test_an_output_that_src_computes_and_does_not_give_calls_nothing_into_questi
     with mock.patch.object(ends, "mend", side_effect=AssertionError("called into question")):
         solution = solve(capture(src, given), capture(dest, given), dest, given, seed=0, pins=pins)
     assert [(path, other) for path, other, _ in solution.outcome.matched_outputs] == [("", "0")]
+
+
+class Gated(nn.Module):
+    """Residual blocks, each a product of two layers, perhaps of one layer's halves."""
+
+    def __init__(self, depth: int, is_fused: bool) -> None:
+        super().__init__()
+        layers = [nn.Linear(6, 12)] if is_fused else [nn.Linear(6, 6), nn.Linear(6, 6)]
+        self.blocks = nn.ModuleList(nn.ModuleList(copy.deepcopy(layers)) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            parts = [layer(x) for layer in block]  # type: ignore[union-attr]
+            gate, value = parts if len(parts) > 1 else parts[0].chunk(2, -1)
+            x = x + torch.tanh(gate) * value
+        return x
+
+
+def test_decisions_that_are_borne_out_are_not_carried_on() -> None:
+    """What is open behind a value does not grow with the depth of the model."""
+    src, dest = randomized(Gated(9, False), 1), randomized(Gated(9, True), 2)
+    searches: list[Search] = []
+    walk = Search.walk
+
+    def watched(search: Search, *args: Any) -> Any:
+        searches.append(search)
+        return walk(search, *args)
+
+    with mock.patch.object(Search, "walk", watched):
+        solution = solved(src, dest, noise(4, 6))
+    assert len([choice for choice in solution.outcome.choices.values() if len(choice.candidates) > 1]) >= 9
+    assert max(len(keys) for keys in searches[-1].ripe.values()) <= 4
+    assert automap.transfer(src, dest, noise(4, 6)).is_equal

@@ -276,6 +276,30 @@ def test_outputs_that_nearly_agree_prove_nothing() -> None:
     assert "proved" not in set(found.evidence.values())
 
 
+class Counting(nn.Module):
+    """Counts its calls in a buffer; perhaps only where its weights say so."""
+
+    def __init__(self, is_conditional: bool, sign: float) -> None:
+        super().__init__()
+        self.linear, self.is_conditional = nn.Linear(6, 6), is_conditional
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long), persistent=False)
+        with torch.no_grad():
+            self.linear.weight.copy_(sign * noise(6, 6).abs())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_conditional or bool(self.linear.weight.sum() > 0):
+            self.calls += 1
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("verify", ["quick", "default"])
+@pytest.mark.parametrize("is_conditional", [False, True])
+def test_what_forwards_write_while_models_are_compared_is_taken_back(is_conditional: bool, verify: Any) -> None:
+    src, dest = Counting(is_conditional, 1.0), Counting(is_conditional, -1.0)  # dest counts with src's weights alone
+    assert automap.transfer(src, dest, noise(3, 6), verify=verify).is_equal
+    assert (int(src.calls), int(dest.calls)) == (0, 0)
+
+
 # ---------------------------------------------------------------- poor weights hide nothing
 def exchanged(plan: Plan, a: str, b: str) -> Plan:
     entries = dict(plan.entries)
